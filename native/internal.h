@@ -1,0 +1,365 @@
+/* The data plane's internal interfaces, in the order of the files.
+ *
+ * One rule for errors everywhere: 0 or a count on success, -errno on failure, out-parameters
+ * untouched then. A function that takes ownership of a descriptor says so.
+ */
+#ifndef ZC_INTERNAL_H
+#define ZC_INTERNAL_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "wire/abi.h"
+
+#define ZC_VERSION "0.1.0"
+#define ZC_MAX_WRITE (1u << 20) /* bytes of one READ or WRITE; the kernel's default limit is 256 pages */
+#define ZC_ZCFS_NAME ".zcfs"
+#define ZC_COMPUTED_BIT (1ULL << 63) /* nodeids of the computed tree */
+
+struct zc_session;
+struct zc_worker;
+struct zc_file;
+
+/* log.c ---------------------------------------------------------------------------------- */
+
+/* One line on stderr or in the log file: `zcfsd: …`. */
+void zc_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+int zc_log_open(const char *path);
+
+/* inode.c -------------------------------------------------------------------------------- */
+
+#define ZC_HANDLE_BYTES 32
+
+/* One source inode that the kernel knows. Identity is the file handle where the source has them
+ * (so a reused inode number is another inode), else device and inode number. */
+struct zc_inode {
+	_Atomic uint64_t fdw;	/* cached O_PATH descriptor: pins << 32 | fd + 1 */
+	_Atomic uint32_t refs;	/* requests, open files, children; one for nlookup > 0 */
+	uint32_t ring_pos;	/* place in the descriptor ring, when cached there */
+	uint64_t nlookup;	/* under the shard lock */
+	uint64_t ino;		/* the source's, as told to applications */
+	_Atomic uint64_t told;	/* digest of size, mtime and ctime last told to the kernel */
+	_Atomic uint32_t unseen_writers; /* open for writing where we do not see the writes */
+	struct zc_opened *opened; /* while open; under the inode lock */
+	uint32_t hash, hash_next;
+	uint32_t generation;	/* tells a reused nodeid apart */
+	uint16_t fmt;		/* S_IFMT */
+	uint16_t mount;		/* index of the source mount */
+	bool by_path;		/* located by parent and name, not by handle */
+	uint8_t handle_len;
+	int32_t handle_type;
+	union {
+		uint8_t handle[ZC_HANDLE_BYTES];
+		struct {
+			uint64_t dev;
+			uint64_t parent; /* nodeid, holds a reference */
+			char *name;
+		} path;
+	};
+};
+
+struct zc_inode_table;
+
+/* `root_fd`: the source directory; ownership stays with the caller. `fd_limit`: descriptors to
+ * cache. */
+int zc_inodes_create(int root_fd, unsigned fd_limit, bool want_handles, struct zc_inode_table **out);
+void zc_inodes_destroy(struct zc_inode_table *t);
+struct zc_inode *zc_inode_get(struct zc_inode_table *t, uint64_t nodeid); /* NULL: unknown */
+void zc_inode_put(struct zc_inode_table *t, struct zc_inode *inode);
+uint64_t zc_inode_id(const struct zc_inode_table *t, const struct zc_inode *inode);
+/* The inode of `fd`, with one lookup and one reference added. `fd` is any descriptor of it, kept by
+ * the caller. */
+int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *name, int fd,
+		   const struct statx *stx, struct zc_inode **out);
+void zc_inode_forget(struct zc_inode_table *t, uint64_t nodeid, uint64_t nlookup);
+/* After a rename or unlink of something we may know: keep what is located by path findable. */
+void zc_inode_moved(struct zc_inode_table *t, struct zc_inode *parent, const char *name);
+void zc_inode_unlinking(struct zc_inode_table *t, struct zc_inode *parent, const char *name);
+pthread_mutex_t *zc_inode_lock(struct zc_inode_table *t, const struct zc_inode *inode);
+uint64_t zc_inodes_count(const struct zc_inode_table *t);
+uint64_t zc_inodes_descriptors(const struct zc_inode_table *t);
+/* A new descriptor of the inode with open(2) flags (O_PATH included); caller closes. */
+int zc_inode_open(struct zc_inode_table *t, struct zc_inode *inode, int flags);
+
+/* A borrowed O_PATH descriptor; end it with zc_fd_done (or declare it with ZC_FD). */
+struct zc_fd {
+	int fd;
+	struct zc_inode *owner; /* NULL: ours to close */
+};
+#define ZC_FD(name) struct zc_fd name __attribute__((cleanup(zc_fd_done))) = {-1, NULL}
+int zc_inode_fd(struct zc_inode_table *t, struct zc_inode *inode, struct zc_fd *out);
+void zc_fd_done(struct zc_fd *fd);
+
+/* request.c ------------------------------------------------------------------------------ */
+
+/* One request. `arg` (names or data) and `out` may be the same memory: read before you write. */
+struct zc_req {
+	struct zc_session *s;
+	struct zc_worker *w;
+	struct fuse_in_header hdr;
+	const void *in;	 /* the fixed part, 8-aligned, at least the size of the table */
+	const char *arg; /* what follows it; names are checked to end with NUL */
+	size_t arg_len;
+	const void *ext; /* extensions (supplementary groups), or NULL */
+	size_t ext_len;
+	char *out; /* body of the reply */
+	size_t out_cap, out_len;
+};
+
+typedef int (*zc_op)(struct zc_req *r); /* 0 with out_len set, or -errno */
+
+/* What the table says of an opcode; name NULL: unknown. */
+struct zc_opinfo {
+	const char *name;
+	uint16_t in_size;
+	uint16_t flags;
+};
+extern const struct zc_opinfo zc_opinfo[FUSE_OPCODE_END];
+
+/* Splits a message as /dev/fuse gives it (header, fixed part, rest, extensions). Checks lengths
+ * and names, never believes them. */
+int zc_req_parse(const void *msg, size_t len, struct zc_req *r);
+/* Checks names and extensions of a request whose parts were given separately. */
+int zc_req_check(struct zc_req *r);
+/* Runs the handler, counts, and returns the error for the header (0 or -errno). */
+int zc_req_serve(struct zc_req *r);
+static inline const char *zc_req_name2(const struct zc_req *r)
+{
+	const char *p = r->arg;
+	while (*p)
+		p++;
+	return p + 1;
+}
+
+/* cred.c --------------------------------------------------------------------------------- */
+
+struct zc_cred {
+	bool can;	  /* privileged: we can act as others */
+	struct __user_cap_data_struct caps[2]; /* as started */
+	bool as_other;	  /* fsuid or fsgid is not ours now */
+};
+void zc_cred_init(struct zc_cred *c);
+/* From here to zc_as_self file-system access of this thread is the caller's (uid, gid,
+ * supplementary groups); new files get `umask`. */
+int zc_as_caller(struct zc_req *r, uint32_t umask);
+void zc_as_self(struct zc_req *r);
+/* Without CAP_FSETID the source itself drops set-id bits and capabilities on write. */
+void zc_fsetid_drop(struct zc_req *r);
+void zc_fsetid_restore(struct zc_req *r);
+
+/* engine.c ------------------------------------------------------------------------------- */
+
+/* An open file (or directory): what `fh` points to. */
+struct zc_file {
+	struct zc_inode *inode; /* holds a reference */
+	int flags;		/* the application's */
+	_Atomic int fd;		/* -1 until needed */
+	const struct zc_engine *engine;
+	struct zc_dir *dir;	/* directories */
+};
+
+/* What all opens of one inode share. */
+struct zc_opened {
+	uint32_t count, writers;
+	const struct zc_engine *engine;
+	int32_t backing_id;
+	struct zc_lock_owner *locks;
+};
+
+struct zc_engine {
+	const char *name;
+	unsigned index; /* in zc_session.open_files */
+	bool needs_fd;	/* every open file has a descriptor of its own, not only writers */
+	/* Under the inode lock; must not touch the disk. `fd`: a descriptor of the inode, or -1.
+	 * Fills open_flags and backing_id of the reply. -EAGAIN: call again with a descriptor;
+	 * -EOPNOTSUPP: cannot serve this inode, take the next engine. */
+	int (*open)(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
+		    struct fuse_open_out *out);
+	/* Under the inode lock, when the last open file of the inode goes. */
+	void (*last_close)(struct zc_session *s, struct zc_opened *o);
+};
+extern const struct zc_engine zc_engine_kernel, zc_engine_buffered;
+
+/* Opens the engine's side of `file`; `fd` >= 0 is handed over. */
+int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
+		 struct fuse_open_out *out);
+void zc_file_close(struct zc_session *s, struct zc_file *file);
+int zc_file_fd(struct zc_session *s, struct zc_file *file); /* >= 0, stays with the file */
+static inline struct zc_file *zc_file_of(uint64_t fh)
+{
+	return (struct zc_file *)(uintptr_t)fh;
+}
+
+/* lock.c --------------------------------------------------------------------------------- */
+
+void zc_locks_release(struct zc_session *s, struct zc_inode *inode, uint64_t owner);
+void zc_locks_release_file(struct zc_session *s, struct zc_file *file);
+void zc_locks_destroy(struct zc_opened *o);
+
+/* Counted by each worker for itself; add up over the session's list. */
+struct zc_opstat {
+	_Atomic uint64_t count, errors, ns;
+};
+
+/* worker.c ------------------------------------------------------------------------------- */
+
+/* One source of requests and the threads that serve it: with io_uring one queue per CPU, with
+ * /dev/fuse as many as there are clones of the descriptor. */
+struct zc_queue {
+	struct zc_session *s;
+	const struct zc_transport *transport;
+	unsigned index; /* io_uring: the kernel's queue id, which is a CPU */
+	int fd;		/* this queue's clone of /dev/fuse */
+	unsigned max;	/* threads at most */
+	_Atomic unsigned threads, idle, waiting; /* waiting: for locks or the relay */
+	pthread_mutex_t lock;
+	pthread_cond_t unpark;
+	unsigned parked; /* threads that left the line; under lock */
+	unsigned wanted; /* of them, called back; under lock */
+};
+
+struct zc_worker {
+	struct zc_queue *q;
+	struct zc_worker *next; /* in the session's list, never removed */
+	pthread_t thread;
+	struct zc_cred cred;
+	_Atomic uint64_t unique; /* in service; 0: none */
+	_Atomic bool interrupted;
+	struct zc_req req;
+	uint64_t in[16]; /* fixed part of the request */
+	void *priv;	 /* the transport's */
+	_Atomic int started; /* 0: not yet, 1: yes, -errno */
+	struct zc_opstat ops[FUSE_OPCODE_END];
+};
+
+struct zc_transport {
+	const char *name;
+	unsigned keep_idle; /* more idle threads than this leave the line; 0: they may stay */
+	/* In the worker's own thread. */
+	int (*start)(struct zc_worker *w);
+	/* Waits for the next request. 0: w->req holds it. -ENODEV: the session has ended.
+	 * -EINTR, -EAGAIN: call again. */
+	int (*next)(struct zc_worker *w);
+	/* The request in service is done: error (0 or -errno) and w->req.out go to the kernel, at
+	 * the latest with the following call of `next`. */
+	void (*reply)(struct zc_worker *w, int error);
+	void (*stop)(struct zc_worker *w);
+};
+extern const struct zc_transport zc_transport_dev, zc_transport_uring;
+
+int zc_queue_start(struct zc_queue *q, unsigned threads);
+/* Call before anything that may wait: makes sure that somebody else takes the next request. */
+void zc_may_block(struct zc_worker *w);
+/* Brackets a wait of unbounded length (a lock, Python). -ENOLCK when half of the queue waits. */
+int zc_wait_begin(struct zc_worker *w);
+void zc_wait_end(struct zc_worker *w);
+/* Wakes the thread that serves `unique`; false if none does. */
+bool zc_interrupt(struct zc_session *s, uint64_t unique);
+
+/* relay.c -------------------------------------------------------------------------------- */
+
+struct zc_relay;
+/* Starts the control plane (`argv0 -m zcfs.fs …`) and keeps it running. */
+int zc_relay_create(struct zc_session *s, const char *python, struct zc_relay **out);
+void zc_relay_destroy(struct zc_relay *relay); /* ends the child; NULL is fine */
+/* Serves a request of the computed tree; waits for the answer. Never returns -ENOSYS. */
+int zc_relay_serve(struct zc_req *r);
+void zc_relay_forget(struct zc_relay *relay, uint64_t nodeid, uint64_t nlookup);
+struct zc_relay_status {
+	const char *state; /* running, restarting */
+	pid_t pid;
+	uint64_t restarts, requests, outstanding;
+};
+void zc_relay_status(struct zc_relay *relay, struct zc_relay_status *out);
+
+/* control.c ------------------------------------------------------------------------------ */
+
+struct zc_control;
+/* The socket <dir>/<minor>.sock, served by a thread of its own. */
+int zc_control_create(struct zc_session *s, struct zc_control **out);
+void zc_control_destroy(struct zc_control *c);
+/* One JSON document for the verb (`status`, `stats`), malloc()ed, NUL-terminated. */
+char *zc_control_answer(struct zc_session *s, const char *verb);
+
+/* mount.c -------------------------------------------------------------------------------- */
+
+struct zc_options {
+	char *source, *mountpoint; /* absolute, resolved */
+	const char *engine, *transport, *locks;
+	bool read_only, allow_other, foreground, nonempty;
+	unsigned threads;
+	double attr_timeout, entry_timeout;
+	const char *fsname, *subtype; /* NULL: the source; "": none */
+	unsigned long mount_flags;    /* MS_* */
+	const char *log, *python;
+	int ready_fd;
+	bool default_subtype;
+};
+
+/* Mounts; returns the session's descriptor of /dev/fuse. Message in `err` on failure. */
+int zc_mount(const struct zc_options *o, char *err, size_t err_len);
+/* 0, or -EBUSY and friends. */
+int zc_unmount(const struct zc_options *o, bool lazy);
+/* Device number of what is mounted at `path`, from mountinfo (the mount itself is not touched). */
+int zc_mount_device(const char *path, unsigned *major, unsigned *minor);
+
+/* session.c ------------------------------------------------------------------------------ */
+
+#define ZC_MAX_DEGRADATIONS 16
+
+struct zc_session {
+	struct zc_options opt;
+	int fd;		 /* /dev/fuse */
+	int source_fd;	 /* the source directory, O_RDONLY, on a private mount where possible */
+	int tree_fd;	 /* keeps that private mount; -1: none */
+	bool privileged; /* CAP_SYS_ADMIN and friends */
+	unsigned dev_major, dev_minor;
+	uint64_t features; /* INIT flags in force */
+	uint32_t kernel_minor, max_write;
+	struct zc_inode_table *inodes;
+	struct zc_queue *queues;
+	unsigned queue_count;
+	struct zc_worker *_Atomic workers;
+	const struct zc_transport *transport;
+	const struct zc_engine *engine; /* the policy in force */
+	struct zc_relay *relay;		/* NULL: no computed tree */
+	struct zc_control *control;
+	uint64_t started_ns;
+	_Atomic bool ended;
+	int end_efd; /* eventfd: readable when the session has ended */
+	_Atomic uint64_t bytes_read, bytes_written, open_files[2], backing_ids;
+	_Atomic uint64_t early_interrupts[16]; /* for requests not yet seen */
+	_Atomic unsigned early_next;
+	pthread_mutex_t degr_lock;
+	struct {
+		char what[32], reason[160];
+	} degr[ZC_MAX_DEGRADATIONS];
+	unsigned degr_count;
+};
+
+/* Notes once that `what` is not possible, and why; logs it. */
+void zc_degrade(struct zc_session *s, const char *what, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+void zc_session_end(struct zc_session *s);
+/* Attribute-only invalidation; never blocks. */
+void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid);
+static inline bool zc_has(const struct zc_session *s, uint64_t feature)
+{
+	return (s->features & feature) == feature;
+}
+uint64_t zc_now_ns(void);
+
+/* probe.c -------------------------------------------------------------------------------- */
+
+/* Prints what this machine grants as JSON: [{name, granted, value, reason}]. */
+int zc_probe(const char *path);
+
+#endif
