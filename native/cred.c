@@ -1,0 +1,109 @@
+/* Acting as the caller, so that what is created belongs to the right user and group and the
+ * source decides about set-id bits.
+ *
+ * The kernel has checked permissions already (default_permissions); what is left to us is whose
+ * name the source sees. The C library's setresuid and friends change all threads: these are the
+ * bare system calls, which change one. Leaving fsuid 0 also takes the file-system capabilities away
+ * and returning to it gives them back.
+ *
+ * Threading: each worker has its own struct zc_cred and its own umask (unshare(CLONE_FS)).
+ */
+#include "internal.h"
+
+#include <linux/capability.h>
+#include <sched.h>
+#include <sys/fsuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "sys.h"
+
+#define MAX_GROUPS 64
+
+void zc_cred_init(struct zc_cred *c)
+{
+	c->can = geteuid() == 0 && !unshare(CLONE_FS);
+	c->as_other = false;
+	if (!c->can)
+		return;
+	umask(0);
+	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+	c->can = !syscall(SYS_capget, &h, c->caps);
+}
+
+static int set_groups(size_t n, const uint32_t *groups)
+{
+	return ZC_SYSI("setgroups", syscall(SYS_setgroups, n, groups));
+}
+
+/* The supplementary group that the kernel sent with a create, if any. */
+static int caller_groups(const struct zc_req *r)
+{
+	const char *p = r->ext;
+	size_t left = r->ext_len;
+	while (left >= sizeof(struct fuse_ext_header)) {
+		const struct fuse_ext_header *eh = (const void *)p;
+		const struct fuse_supp_groups *sg = (const void *)(eh + 1);
+		if (eh->size < sizeof(*eh) || eh->size > left)
+			return -EPROTO;
+		if (eh->type == FUSE_EXT_GROUPS && eh->size >= sizeof(*eh) + sizeof(*sg) &&
+		    sg->nr_groups <= MAX_GROUPS &&
+		    eh->size >= sizeof(*eh) + sizeof(*sg) + 4 * sg->nr_groups)
+			return set_groups(sg->nr_groups, sg->groups);
+		p += eh->size;
+		left -= eh->size;
+	}
+	return set_groups(0, NULL);
+}
+
+int zc_as_caller(struct zc_req *r, uint32_t mask)
+{
+	struct zc_cred *c = &r->w->cred;
+	if (!c->can)
+		return 0; /* one user's mount: everything is his anyway */
+	umask(mask & 0777);
+	if (r->hdr.uid == 0 && r->hdr.gid == 0)
+		return 0;
+	int err = caller_groups(r);
+	if (err)
+		return err;
+	c->as_other = true;
+	syscall(SYS_setfsgid, r->hdr.gid);
+	syscall(SYS_setfsuid, r->hdr.uid);
+	if ((uint32_t)syscall(SYS_setfsuid, -1) == r->hdr.uid)
+		return 0;
+	zc_as_self(r);
+	return -EPERM;
+}
+
+void zc_as_self(struct zc_req *r)
+{
+	struct zc_cred *c = &r->w->cred;
+	if (!c->as_other)
+		return;
+	syscall(SYS_setfsuid, 0);
+	syscall(SYS_setfsgid, 0);
+	set_groups(0, NULL);
+	c->as_other = false;
+}
+
+static void fsetid_set(const struct zc_cred *c, bool on)
+{
+	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+	struct __user_cap_data_struct d[2] = {c->caps[0], c->caps[1]};
+	if (!on)
+		d[0].effective &= ~(1u << CAP_FSETID);
+	syscall(SYS_capset, &h, d);
+}
+
+void zc_fsetid_drop(struct zc_req *r)
+{
+	if (r->w->cred.can)
+		fsetid_set(&r->w->cred, false);
+}
+
+void zc_fsetid_restore(struct zc_req *r)
+{
+	if (r->w->cred.can)
+		fsetid_set(&r->w->cred, true);
+}

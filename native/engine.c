@@ -1,0 +1,274 @@
+/* Open files and the choice of their engine.
+ *
+ * The engine is fixed per inode by its first open and changes only when nobody has it open: the
+ * kernel refuses to mix passthrough with anything else, and an application would see EIO.
+ *
+ * What touches the disk (opening the source file) happens outside the inode lock, which other
+ * inodes share; under it is only bookkeeping and the registration of the backing file.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "ops.h"
+#include "sys.h"
+
+/* open(2) flags for our own descriptor. The application's O_DIRECT is not ours: our buffers and
+ * offsets follow no alignment, and the kernel engine does not read through it anyway. */
+static int source_flags(int flags)
+{
+	return (flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_TMPFILE | O_DIRECTORY)) |
+	       O_NOFOLLOW | O_NONBLOCK;
+}
+
+static bool is_writer(int flags)
+{
+	return (flags & O_ACCMODE) != O_RDONLY;
+}
+
+/* The descriptor this open needs, or -1 if it can do without; `kill`: drop set-id bits. */
+static int source_open(struct zc_req *r, struct zc_inode *inode, int flags, bool need)
+{
+	if (!need && !is_writer(flags) && !(flags & O_TRUNC))
+		return -1;
+	bool kill = flags & O_TRUNC && r->hdr.uid != 0;
+	if (kill)
+		zc_fsetid_drop(r);
+	int fd = zc_inode_open(r->s->inodes, inode, source_flags(flags));
+	if (fd == -EPERM && flags & O_NOATIME) /* only the owner may ask for it */
+		fd = zc_inode_open(r->s->inodes, inode, source_flags(flags & ~O_NOATIME));
+	if (kill)
+		zc_fsetid_restore(r);
+	return fd;
+}
+
+static struct zc_opened *opened_of(struct zc_session *s, struct zc_inode *inode)
+{
+	if (!inode->opened && (inode->opened = calloc(1, sizeof(*inode->opened))))
+		inode->opened->engine = s->engine;
+	return inode->opened;
+}
+
+/* Under the inode lock. */
+static int engine_open_locked(struct zc_req *r, struct zc_file *file, int fd,
+			      struct fuse_open_out *out)
+{
+	struct zc_opened *o = opened_of(r->s, file->inode);
+	if (!o)
+		return -ENOMEM;
+	int err = o->engine->open(r, file, o, fd, out);
+	if (err == -EOPNOTSUPP && o->count == 0) {
+		o->engine = &zc_engine_buffered;
+		err = o->engine->open(r, file, o, fd, out);
+	}
+	if (err) {
+		if (o->count == 0) {
+			free(o);
+			file->inode->opened = NULL;
+		}
+		return err;
+	}
+	file->engine = o->engine;
+	o->count++;
+	o->writers += is_writer(file->flags);
+	atomic_fetch_add(&r->s->open_files[o->engine->index], 1);
+	return 0;
+}
+
+/* Tells the kernel that its attributes are old, or drops its cached data, where the source has
+ * changed since it was last told: close-to-open. */
+static void revalidate(struct zc_req *r, struct zc_file *file, int fd, struct fuse_open_out *out)
+{
+	struct zc_inode *inode = file->inode;
+	bool unseen = is_writer(file->flags) && file->engine == &zc_engine_kernel;
+	if (unseen)
+		atomic_fetch_add(&inode->unseen_writers, 1);
+	struct statx stx;
+	bool same = !zc_stat_fd(fd, &stx) && atomic_load(&inode->told) == zc_told_of(&stx);
+	if (same && file->engine == &zc_engine_buffered && !(out->open_flags & FOPEN_DIRECT_IO))
+		out->open_flags |= FOPEN_KEEP_CACHE;
+	if (!same || unseen)
+		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
+}
+
+static int open_with(struct zc_req *r, struct zc_file *file, struct fuse_open_out *out)
+{
+	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, file->inode);
+	int own = atomic_load(&file->fd);
+	ZC_FD(path);
+	ZC_CLOSE(tmp);
+	int err = own < 0 ? zc_inode_fd(r->s->inodes, file->inode, &path) : 0;
+	for (int fd = own; !err;) {
+		pthread_mutex_lock(lock);
+		err = engine_open_locked(r, file, fd, out);
+		pthread_mutex_unlock(lock);
+		if (err != -EAGAIN || fd >= 0)
+			break;
+		fd = tmp.fd = zc_inode_open(r->s->inodes, file->inode, O_RDONLY | O_NONBLOCK);
+		err = fd < 0 ? fd : 0;
+	}
+	if (err)
+		return err;
+	if (file->engine->needs_fd && own < 0) {
+		own = tmp.fd >= 0 ? tmp.fd : zc_inode_open(r->s->inodes, file->inode, O_RDONLY);
+		tmp.fd = -1;
+		if (own >= 0)
+			atomic_store(&file->fd, own);
+	}
+	revalidate(r, file, own >= 0 ? own : path.fd, out);
+	return 0;
+}
+
+int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
+		 struct fuse_open_out *out)
+{
+	struct zc_session *s = r->s;
+	struct zc_file *file = calloc(1, sizeof(*file));
+	if (!file) {
+		if (fd >= 0)
+			close(fd);
+		return -ENOMEM;
+	}
+	*out = (struct fuse_open_out){.fh = (uintptr_t)file};
+	if (fd < 0 && (fd = source_open(r, inode, flags, s->engine->needs_fd)) < -1) {
+		free(file);
+		return fd;
+	}
+	atomic_fetch_add(&inode->refs, 1);
+	file->inode = inode;
+	file->flags = flags;
+	atomic_init(&file->fd, fd);
+	int err = open_with(r, file, out);
+	if (err) {
+		if (fd >= 0)
+			close(fd);
+		zc_inode_put(s->inodes, inode);
+		free(file);
+		return err;
+	}
+	if (!strcmp(s->opt.locks, "local"))
+		out->open_flags |= FOPEN_NOFLUSH;
+	return 0;
+}
+
+void zc_file_close(struct zc_session *s, struct zc_file *file)
+{
+	struct zc_inode *inode = file->inode;
+	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
+	if (is_writer(file->flags) && file->engine == &zc_engine_kernel)
+		atomic_fetch_sub(&inode->unseen_writers, 1);
+	zc_locks_release_file(s, file);
+	pthread_mutex_lock(lock);
+	struct zc_opened *o = inode->opened;
+	o->writers -= is_writer(file->flags);
+	if (--o->count == 0) {
+		o->engine->last_close(s, o);
+		inode->opened = NULL;
+	} else {
+		o = NULL;
+	}
+	pthread_mutex_unlock(lock);
+	if (o)
+		zc_locks_destroy(o);
+	free(o);
+	atomic_fetch_sub(&s->open_files[file->engine->index], 1);
+	if (atomic_load(&file->fd) >= 0)
+		close(atomic_load(&file->fd));
+	zc_inode_put(s->inodes, inode);
+	free(file);
+}
+
+int zc_file_fd(struct zc_session *s, struct zc_file *file)
+{
+	int fd = atomic_load(&file->fd), none = -1;
+	if (fd >= 0)
+		return fd;
+	fd = zc_inode_open(s->inodes, file->inode, O_RDONLY | O_NONBLOCK);
+	if (fd < 0)
+		return fd;
+	if (atomic_compare_exchange_strong(&file->fd, &none, fd))
+		return fd;
+	close(fd);
+	return none;
+}
+
+/* buffered ---------------------------------------------------------------------------------- */
+
+/* The daemon reads and writes the source through the source's page cache. Always works. */
+static int buffered_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
+			 struct fuse_open_out *out)
+{
+	(void)r;
+	(void)o;
+	if (fd < 0)
+		return -EAGAIN;
+	if (file->flags & O_DIRECT)
+		out->open_flags |= FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
+	return 0;
+}
+
+static void buffered_last_close(struct zc_session *s, struct zc_opened *o)
+{
+	(void)s;
+	(void)o;
+}
+
+const struct zc_engine zc_engine_buffered = {
+	.name = "buffered",
+	.index = 1,
+	.needs_fd = true,
+	.open = buffered_open,
+	.last_close = buffered_last_close,
+};
+
+/* kernel ------------------------------------------------------------------------------------ */
+
+/* Passthrough: the kernel reads and writes the source file itself. One backing id per inode, from
+ * its first open to its last release. The kernel keeps the file; our descriptor may go. It also
+ * keeps our credentials for all later I/O, hence without CAP_FSETID, or set-id bits would survive
+ * everybody's writes. */
+static int backing_open(struct zc_req *r, int fd)
+{
+	struct fuse_backing_map map = {.fd = fd};
+	zc_fsetid_drop(r);
+	int id = ZC_SYSI("backing_open", ioctl(r->s->fd, FUSE_DEV_IOC_BACKING_OPEN, &map));
+	zc_fsetid_restore(r);
+	return id;
+}
+
+static int kernel_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
+		       struct fuse_open_out *out)
+{
+	if (o->backing_id == 0) {
+		if (fd < 0)
+			return -EAGAIN;
+		int id = file->inode->fmt == S_IFREG ? backing_open(r, fd) : -EOPNOTSUPP;
+		if (id <= 0) {
+			zc_degrade(r->s, "passthrough", "a file cannot be registered (%s): "
+				   "served through the daemon", strerror(-id));
+			return -EOPNOTSUPP;
+		}
+		o->backing_id = id;
+		atomic_fetch_add(&r->s->backing_ids, 1);
+	}
+	out->open_flags |= FOPEN_PASSTHROUGH;
+	out->backing_id = o->backing_id;
+	return 0;
+}
+
+static void kernel_last_close(struct zc_session *s, struct zc_opened *o)
+{
+	uint32_t id = (uint32_t)o->backing_id;
+	if (!id)
+		return;
+	(void)ZC_SYSI("backing_close", ioctl(s->fd, FUSE_DEV_IOC_BACKING_CLOSE, &id));
+	atomic_fetch_sub(&s->backing_ids, 1);
+}
+
+const struct zc_engine zc_engine_kernel = {
+	.name = "kernel",
+	.index = 0,
+	.open = kernel_open,
+	.last_close = kernel_last_close,
+};

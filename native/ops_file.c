@@ -1,0 +1,261 @@
+/* Open files: OPEN, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, IOCTL,
+ * POLL, SYNCFS.
+ *
+ * READ and WRITE are the hot path of the buffered engine: no allocation, data straight between the
+ * transport's buffer and the source. A READ first asks for what is in the page cache, so that a
+ * batch of hits is answered by one thread; only what has to wait for the disk costs another.
+ */
+#include <linux/fs.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "ops.h"
+#include "sys.h"
+
+#ifndef RWF_NOAPPEND
+#define RWF_NOAPPEND 0x20
+#endif
+
+int zc_op_OPEN(struct zc_req *r)
+{
+	const struct fuse_open_in *in = r->in;
+	int flags = (int)in->flags;
+	struct fuse_open_out out;
+	ZC_INODE(ino, r->s, r->hdr.nodeid);
+	if (!ino.i)
+		return -ESTALE;
+	if ((flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC) {
+		int err = zc_check_writable(r);
+		if (err)
+			return err;
+	}
+	int err = zc_file_open(r, ino.i, flags, -1, &out);
+	if (err)
+		return err;
+	memcpy(r->out, &out, sizeof(out));
+	return zc_reply(r, sizeof(out));
+}
+
+int zc_op_RELEASE(struct zc_req *r)
+{
+	const struct fuse_release_in *in = r->in;
+	zc_file_close(r->s, zc_file_of(in->fh));
+	return 0;
+}
+
+int zc_op_FLUSH(struct zc_req *r)
+{
+	const struct fuse_flush_in *in = r->in;
+	zc_locks_release(r->s, zc_file_of(in->fh)->inode, in->lock_owner);
+	return 0;
+}
+
+/* As much as can be read from `fd`; stops at the end of the file. */
+static ssize_t read_full(int fd, char *buf, size_t size, off_t at)
+{
+	size_t done = 0;
+	while (done < size) {
+		ssize_t n = ZC_SYS("pread", pread(fd, buf + done, size - done, at + (off_t)done));
+		if (n == -EINTR && done == 0)
+			return n;
+		if (n <= 0)
+			return done ? (ssize_t)done : n;
+		done += (size_t)n;
+	}
+	return (ssize_t)done;
+}
+
+int zc_op_READ(struct zc_req *r)
+{
+	const struct fuse_read_in *in = r->in;
+	struct zc_file *file = zc_file_of(in->fh);
+	size_t size = in->size < r->out_cap ? in->size : r->out_cap;
+	int fd = zc_file_fd(r->s, file);
+	if (fd < 0)
+		return fd;
+	struct iovec iov = {r->out, size};
+	ssize_t n = ZC_SYS("preadv2", preadv2(fd, &iov, 1, (off_t)in->offset, RWF_NOWAIT));
+	if (n < 0 || (size_t)n < size) {
+		size_t got = n > 0 ? (size_t)n : 0;
+		zc_may_block(r->w);
+		n = read_full(fd, r->out + got, size - got, (off_t)(in->offset + got));
+		if (n < 0 && !got)
+			return (int)n;
+		n = (ssize_t)got + (n > 0 ? n : 0);
+	}
+	atomic_fetch_add_explicit(&r->s->bytes_read, (uint64_t)n, memory_order_relaxed);
+	return zc_reply(r, (size_t)n);
+}
+
+static ssize_t write_full(int fd, const char *buf, size_t size, off_t at, int flags)
+{
+	size_t done = 0;
+	while (done < size) {
+		struct iovec iov = {(void *)(uintptr_t)(buf + done), size - done};
+		ssize_t n = ZC_SYS("pwritev2", pwritev2(fd, &iov, 1, at + (off_t)done, flags));
+		if (n <= 0)
+			return done ? (ssize_t)done : n;
+		done += (size_t)n;
+	}
+	return (ssize_t)done;
+}
+
+/* A page of a shared mapping comes with the descriptor of any writer; where that appends, the page
+ * must still go to its own place. */
+static ssize_t write_page(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
+			  off_t at)
+{
+	ssize_t n = write_full(zc_file_fd(r->s, file), buf, size, at, RWF_NOAPPEND);
+	if (n != -EOPNOTSUPP)
+		return n;
+	ZC_CLOSE(own);
+	own.fd = zc_inode_open(r->s->inodes, file->inode, O_WRONLY);
+	return own.fd < 0 ? own.fd : write_full(own.fd, buf, size, at, 0);
+}
+
+int zc_op_WRITE(struct zc_req *r)
+{
+	const struct fuse_write_in *in = r->in;
+	struct zc_file *file = zc_file_of(in->fh);
+	bool kill = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
+	int fd = zc_file_fd(r->s, file);
+	ssize_t n = fd < 0 ? fd : zc_check_writable(r);
+	if (n < 0)
+		return (int)n;
+	if (kill)
+		zc_fsetid_drop(r);
+	if (in->write_flags & FUSE_WRITE_CACHE && file->flags & O_APPEND)
+		n = write_page(r, file, r->arg, in->size, (off_t)in->offset);
+	else
+		n = write_full(fd, r->arg, in->size, (off_t)in->offset, 0);
+	if (kill)
+		zc_fsetid_restore(r);
+	if (n < 0)
+		return (int)n;
+	atomic_fetch_add_explicit(&r->s->bytes_written, (uint64_t)n, memory_order_relaxed);
+	struct fuse_write_out *out = (void *)r->out;
+	*out = (struct fuse_write_out){.size = (uint32_t)n};
+	return zc_reply(r, sizeof(*out));
+}
+
+int zc_op_FSYNC(struct zc_req *r)
+{
+	const struct fuse_fsync_in *in = r->in;
+	int fd = zc_file_fd(r->s, zc_file_of(in->fh));
+	if (fd < 0)
+		return fd;
+	return in->fsync_flags & FUSE_FSYNC_FDATASYNC ? ZC_SYSI("fdatasync", fdatasync(fd))
+						      : ZC_SYSI("fsync", fsync(fd));
+}
+
+int zc_op_SYNCFS(struct zc_req *r)
+{
+	return ZC_SYSI("syncfs", syncfs(r->s->source_fd));
+}
+
+int zc_op_FALLOCATE(struct zc_req *r)
+{
+	const struct fuse_fallocate_in *in = r->in;
+	int fd = zc_file_fd(r->s, zc_file_of(in->fh));
+	int err = fd < 0 ? fd : zc_check_writable(r);
+	if (err)
+		return err;
+	zc_fsetid_drop(r);
+	err = ZC_SYSI("fallocate",
+		      fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));
+	zc_fsetid_restore(r);
+	return err;
+}
+
+int zc_op_LSEEK(struct zc_req *r)
+{
+	const struct fuse_lseek_in *in = r->in;
+	int fd = zc_file_fd(r->s, zc_file_of(in->fh));
+	if (fd < 0)
+		return fd;
+	/* SEEK_DATA and SEEK_HOLE only; the descriptor's position means nothing to us */
+	off_t at = ZC_SYS("lseek", lseek(fd, (off_t)in->offset, (int)in->whence));
+	if (at < 0)
+		return (int)at;
+	struct fuse_lseek_out *out = (void *)r->out;
+	out->offset = (uint64_t)at;
+	return zc_reply(r, sizeof(*out));
+}
+
+static ssize_t copy_range(struct zc_req *r)
+{
+	const struct fuse_copy_file_range_in *in = r->in;
+	int from = zc_file_fd(r->s, zc_file_of(in->fh_in));
+	int to = zc_file_fd(r->s, zc_file_of(in->fh_out));
+	off_t off_in = (off_t)in->off_in, off_out = (off_t)in->off_out;
+	if (from < 0 || to < 0)
+		return from < 0 ? from : to;
+	int err = zc_check_writable(r);
+	return err ? err
+		   : ZC_SYS("copy_file_range",
+			    copy_file_range(from, &off_in, to, &off_out, in->len, 0));
+}
+
+int zc_op_COPY_FILE_RANGE(struct zc_req *r)
+{
+	ssize_t n = copy_range(r);
+	if (n < 0)
+		return (int)n;
+	struct fuse_write_out *out = (void *)r->out;
+	*out = (struct fuse_write_out){.size = (uint32_t)n};
+	return zc_reply(r, sizeof(*out));
+}
+
+int zc_op_COPY_FILE_RANGE_64(struct zc_req *r)
+{
+	ssize_t n = copy_range(r);
+	if (n < 0)
+		return (int)n;
+	struct fuse_copy_file_range_out *out = (void *)r->out;
+	out->bytes_copied = (uint64_t)n;
+	return zc_reply(r, sizeof(*out));
+}
+
+/* The ioctls that mean something on a file behind a mount: fixed size, no pointers within. */
+static const uint32_t known_ioctls[] = {
+	FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_IOC_GETVERSION,
+};
+
+int zc_op_IOCTL(struct zc_req *r)
+{
+	const struct fuse_ioctl_in *in = r->in;
+	uint64_t buf[32] = {0};
+	bool known = false;
+	for (size_t i = 0; i < sizeof(known_ioctls) / sizeof(*known_ioctls); i++)
+		known |= in->cmd == known_ioctls[i];
+	if (!known || in->in_size > sizeof(buf) || in->out_size > sizeof(buf) ||
+	    r->arg_len < in->in_size)
+		return -ENOTTY;
+	bool sets = in->cmd == FS_IOC_SETFLAGS || in->cmd == FS_IOC_FSSETXATTR;
+	int fd = zc_file_fd(r->s, zc_file_of(in->fh));
+	int err = fd < 0 ? fd : sets ? zc_check_writable(r) : 0;
+	if (err)
+		return err;
+	memcpy(buf, r->arg, in->in_size);
+	int result = ZC_SYSI("ioctl", ioctl(fd, in->cmd, buf));
+	if (result < 0)
+		return result;
+	struct fuse_ioctl_out *out = (void *)r->out;
+	*out = (struct fuse_ioctl_out){.result = result};
+	memcpy(out + 1, buf, in->out_size);
+	return zc_reply(r, sizeof(*out) + in->out_size);
+}
+
+/* A regular file is always ready. */
+int zc_op_POLL(struct zc_req *r)
+{
+	const struct fuse_poll_in *in = r->in;
+	struct fuse_poll_out *out = (void *)r->out;
+	*out = (struct fuse_poll_out){
+		.revents = in->events & (POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM)};
+	return zc_reply(r, sizeof(*out));
+}

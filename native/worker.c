@@ -1,0 +1,187 @@
+/* The threads that serve requests.
+ *
+ * A thread takes a request, runs its handler to the end, blocking where the source blocks, and
+ * sends the reply: no hand-over, no queue of our own. What keeps a slow disk, a slow fsync or a
+ * lock from delaying anybody else is one rule: before a handler may block, there must be another
+ * idle thread in the line of the same queue (zc_may_block), made on the spot if need be. Handlers
+ * that cannot block (a READ of cached data) skip that, so a burst of them is answered by one
+ * thread without a single switch.
+ *
+ * Threading: each worker touches only its own struct; counters are atomic because control.c reads
+ * them. A worker is never freed before the session ends.
+ */
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+#include "sys.h"
+
+#define STACK_BYTES (256u << 10)
+
+uint64_t zc_now_ns(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
+}
+
+/* Leaves the line while enough others stand in it; false when the session has ended. */
+static bool park(struct zc_queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	q->parked++;
+	while (!q->wanted && !atomic_load(&q->s->ended))
+		pthread_cond_wait(&q->unpark, &q->lock);
+	q->parked--;
+	if (q->wanted)
+		q->wanted--;
+	pthread_mutex_unlock(&q->lock);
+	return !atomic_load(&q->s->ended);
+}
+
+static int take(struct zc_worker *w)
+{
+	atomic_fetch_add(&w->q->idle, 1);
+	int err = w->q->transport->next(w);
+	atomic_fetch_sub(&w->q->idle, 1);
+	return err;
+}
+
+static void serve(struct zc_worker *w)
+{
+	struct zc_queue *q = w->q;
+	unsigned keep = q->transport->keep_idle;
+	for (;;) {
+		int err = take(w);
+		if (err == -EINTR || err == -EAGAIN)
+			continue;
+		if (err)
+			break;
+		atomic_store(&w->interrupted, false);
+		atomic_store(&w->unique, w->req.hdr.unique);
+		int error = zc_req_serve(&w->req);
+		atomic_store(&w->unique, 0);
+		q->transport->reply(w, error);
+		if (keep && atomic_load(&q->idle) >= keep && !park(q))
+			break;
+	}
+}
+
+static void *worker_main(void *arg)
+{
+	struct zc_worker *w = arg;
+	prctl(PR_SET_NAME, "zcfs-worker");
+	zc_cred_init(&w->cred);
+	int err = w->q->transport->start(w);
+	atomic_store(&w->started, err ? err : 1);
+	if (!err) {
+		serve(w);
+		w->q->transport->stop(w);
+		zc_session_end(w->q->s);
+	}
+	return NULL;
+}
+
+static int worker_spawn(struct zc_queue *q, struct zc_worker **out)
+{
+	struct zc_worker *w = calloc(1, sizeof(*w));
+	pthread_attr_t attr;
+	if (!w)
+		return -ENOMEM;
+	w->q = q;
+	w->req.s = q->s;
+	w->req.w = w;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK_BYTES);
+	int err = -pthread_create(&w->thread, &attr, worker_main, w);
+	pthread_attr_destroy(&attr);
+	if (err) {
+		free(w);
+		return err;
+	}
+	w->next = atomic_load(&q->s->workers);
+	while (!atomic_compare_exchange_weak(&q->s->workers, &w->next, w))
+		;
+	if (out)
+		*out = w;
+	return 0;
+}
+
+int zc_queue_start(struct zc_queue *q, unsigned threads)
+{
+	for (unsigned i = 0; i < threads; i++) {
+		struct zc_worker *w;
+		int err = worker_spawn(q, &w);
+		if (err)
+			return err;
+		atomic_fetch_add(&q->threads, 1);
+		while (!atomic_load(&w->started))
+			usleep(100);
+		if (atomic_load(&w->started) < 0)
+			return atomic_load(&w->started);
+	}
+	return 0;
+}
+
+/* Calls a parked thread back into the line; false if there is none. */
+static bool unpark(struct zc_queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	bool any = q->parked > q->wanted;
+	if (any) {
+		q->wanted++;
+		pthread_cond_signal(&q->unpark);
+	}
+	pthread_mutex_unlock(&q->lock);
+	return any;
+}
+
+void zc_may_block(struct zc_worker *w)
+{
+	struct zc_queue *q = w->q;
+	if (atomic_load(&q->idle) || (q->transport->keep_idle && unpark(q)))
+		return;
+	if (atomic_fetch_add(&q->threads, 1) >= q->max || worker_spawn(q, NULL))
+		atomic_fetch_sub(&q->threads, 1);
+}
+
+int zc_wait_begin(struct zc_worker *w)
+{
+	struct zc_queue *q = w->q;
+	if (atomic_fetch_add(&q->waiting, 1) >= q->max / 2) {
+		atomic_fetch_sub(&q->waiting, 1);
+		return -ENOLCK;
+	}
+	zc_may_block(w);
+	for (unsigned i = 0; i < 16; i++)
+		if (atomic_load(&q->s->early_interrupts[i]) == w->req.hdr.unique)
+			atomic_store(&w->interrupted, true);
+	return 0;
+}
+
+void zc_wait_end(struct zc_worker *w)
+{
+	atomic_fetch_sub(&w->q->waiting, 1);
+}
+
+/* The signal may fall just before the call that it is to interrupt: repeat it for a while. */
+bool zc_interrupt(struct zc_session *s, uint64_t unique)
+{
+	for (struct zc_worker *w = atomic_load(&s->workers); w; w = w->next) {
+		if (atomic_load(&w->unique) != unique)
+			continue;
+		atomic_store(&w->interrupted, true);
+		for (unsigned i = 0; i < 50 && atomic_load(&w->unique) == unique; i++) {
+			pthread_kill(w->thread, SIGUSR1);
+			usleep(200);
+		}
+		return true;
+	}
+	unsigned at = atomic_fetch_add(&s->early_next, 1) % 16;
+	atomic_store(&s->early_interrupts[at], unique);
+	return false;
+}
