@@ -13,6 +13,7 @@
  */
 #include "internal.h"
 
+#include <assert.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
@@ -420,7 +421,7 @@ struct zc_control {
 	pthread_t thread;
 	int fd, end; /* end: an eventfd, readable when the thread has to */
 	ino_t ino;   /* of the socket's file; 0: there is none */
-	char path[PATH_MAX];
+	char path[PATH_MAX - 32];
 };
 
 static int runtime_dir(char *out, size_t len)
@@ -479,8 +480,8 @@ static int bind_at(int fd, const char *path)
 	return err;
 }
 
-/* The kernel gives a minor to one mount at a time, and it is ours: what is found at the path is of a
- * daemon that died, or that has unmounted and is about to end. It is replaced in one step. */
+/* The kernel gives a minor to one mount at a time, and it is ours: what is found at the path is of
+ * a daemon that died, or that has unmounted and is about to end. It is replaced in one step. */
 static int listen_at(struct zc_control *c)
 {
 	char temporary[PATH_MAX];
@@ -684,7 +685,8 @@ void zc_control_destroy(struct zc_control *c)
 
 	if (!c)
 		return;
-	ZC_SYS("write", write(c->end, &one, sizeof(one)));
+	if (write(c->end, &one, sizeof(one)) < 0)
+		assert(!"an eventfd takes eight bytes");
 	pthread_join(c->thread, NULL);
 	control_free(c);
 }

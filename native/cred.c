@@ -12,6 +12,7 @@
 
 #include <linux/capability.h>
 #include <sched.h>
+#include <string.h>
 #include <sys/fsuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -36,22 +37,21 @@ static int set_groups(size_t n, const uint32_t *groups)
 	return ZC_SYSI("setgroups", syscall(SYS_setgroups, n, groups));
 }
 
-/* The supplementary group that the kernel sent with a create, if any. */
+/* The supplementary group that the kernel sent with a create, if any. Sizes were checked. */
 static int caller_groups(const struct zc_req *r)
 {
 	const char *p = r->ext;
-	size_t left = r->ext_len;
-	while (left >= sizeof(struct fuse_ext_header)) {
-		const struct fuse_ext_header *eh = (const void *)p;
-		const struct fuse_supp_groups *sg = (const void *)(eh + 1);
-		if (eh->size < sizeof(*eh) || eh->size > left)
-			return -EPROTO;
-		if (eh->type == FUSE_EXT_GROUPS && eh->size >= sizeof(*eh) + sizeof(*sg) &&
-		    sg->nr_groups <= MAX_GROUPS &&
-		    eh->size >= sizeof(*eh) + sizeof(*sg) + 4 * sg->nr_groups)
-			return set_groups(sg->nr_groups, sg->groups);
-		p += eh->size;
-		left -= eh->size;
+	for (size_t left = r->ext_len; left;) {
+		struct fuse_ext_header eh;
+		uint32_t groups[1 + MAX_GROUPS]; /* how many, and which */
+		memcpy(&eh, p, sizeof(eh));
+		size_t len = eh.size - sizeof(eh);
+		if (eh.type == FUSE_EXT_GROUPS && len <= sizeof(groups)) {
+			memcpy(groups, p + sizeof(eh), len);
+			return set_groups(groups[0], groups + 1);
+		}
+		p += eh.size;
+		left -= eh.size;
 	}
 	return set_groups(0, NULL);
 }
@@ -87,23 +87,24 @@ void zc_as_self(struct zc_req *r)
 	c->as_other = false;
 }
 
-static void fsetid_set(const struct zc_cred *c, bool on)
+static void fsetid_set(struct zc_cred *c, bool off)
 {
 	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
 	struct __user_cap_data_struct d[2] = {c->caps[0], c->caps[1]};
-	if (!on)
+	if (off)
 		d[0].effective &= ~(1u << CAP_FSETID);
 	syscall(SYS_capset, &h, d);
+	c->no_fsetid = off;
 }
 
-void zc_fsetid_drop(struct zc_req *r)
+void zc_fsetid_off(struct zc_worker *w)
 {
-	if (r->w->cred.can)
-		fsetid_set(&r->w->cred, false);
+	if (w->cred.can && !w->cred.no_fsetid)
+		fsetid_set(&w->cred, true);
 }
 
-void zc_fsetid_restore(struct zc_req *r)
+void zc_fsetid_on(struct zc_worker *w)
 {
-	if (r->w->cred.can)
-		fsetid_set(&r->w->cred, true);
+	if (w->cred.no_fsetid)
+		fsetid_set(&w->cred, false);
 }

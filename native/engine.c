@@ -32,14 +32,13 @@ static int source_open(struct zc_req *r, struct zc_inode *inode, int flags, bool
 {
 	if (!need && !is_writer(flags) && !(flags & O_TRUNC))
 		return -1;
-	bool kill = flags & O_TRUNC && r->hdr.uid != 0;
-	if (kill)
-		zc_fsetid_drop(r);
+	if (flags & O_TRUNC && r->hdr.uid == 0)
+		zc_fsetid_on(r->w);
+	else if (flags & O_TRUNC)
+		zc_fsetid_off(r->w);
 	int fd = zc_inode_open(r->s->inodes, inode, source_flags(flags));
 	if (fd == -EPERM && flags & O_NOATIME) /* only the owner may ask for it */
 		fd = zc_inode_open(r->s->inodes, inode, source_flags(flags & ~O_NOATIME));
-	if (kill)
-		zc_fsetid_restore(r);
 	return fd;
 }
 
@@ -92,31 +91,39 @@ static void revalidate(struct zc_req *r, struct zc_file *file, int fd, struct fu
 		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
 }
 
+/* For an open without a descriptor of its own: one to look at the inode. Where nobody has registered
+ * it yet, one that can be. */
+static int look_open(struct zc_session *s, struct zc_inode *inode, bool *registrable)
+{
+	*registrable |= !__atomic_load_n(&inode->opened, __ATOMIC_RELAXED);
+	return zc_inode_open(s->inodes, inode, *registrable ? O_RDONLY | O_NONBLOCK : O_PATH);
+}
+
 static int open_with(struct zc_req *r, struct zc_file *file, struct fuse_open_out *out)
 {
 	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, file->inode);
-	int own = atomic_load(&file->fd);
-	ZC_FD(path);
-	ZC_CLOSE(tmp);
-	int err = own < 0 ? zc_inode_fd(r->s->inodes, file->inode, &path) : 0;
-	for (int fd = own; !err;) {
+	ZC_CLOSE(look);
+	int fd = atomic_load(&file->fd), err = -EAGAIN;
+	bool registrable = false;
+	for (unsigned tries = 0; err == -EAGAIN && tries < 2; tries++) {
+		if (fd < 0) {
+			zc_closer_done(&look);
+			registrable |= tries > 0;
+			look.fd = look_open(r->s, file->inode, &registrable);
+			if (look.fd < 0)
+				return look.fd;
+		}
 		pthread_mutex_lock(lock);
-		err = engine_open_locked(r, file, fd, out);
+		err = engine_open_locked(r, file, fd >= 0 ? fd : registrable ? look.fd : -1, out);
 		pthread_mutex_unlock(lock);
-		if (err != -EAGAIN || fd >= 0)
-			break;
-		fd = tmp.fd = zc_inode_open(r->s->inodes, file->inode, O_RDONLY | O_NONBLOCK);
-		err = fd < 0 ? fd : 0;
 	}
 	if (err)
 		return err;
-	if (file->engine->needs_fd && own < 0) {
-		own = tmp.fd >= 0 ? tmp.fd : zc_inode_open(r->s->inodes, file->inode, O_RDONLY);
-		tmp.fd = -1;
-		if (own >= 0)
-			atomic_store(&file->fd, own);
+	revalidate(r, file, fd < 0 ? look.fd : fd, out);
+	if (fd < 0 && file->engine->needs_fd) { /* degraded to an engine that reads through us */
+		atomic_store(&file->fd, look.fd);
+		look.fd = -1;
 	}
-	revalidate(r, file, own >= 0 ? own : path.fd, out);
 	return 0;
 }
 
@@ -231,10 +238,8 @@ const struct zc_engine zc_engine_buffered = {
 static int backing_open(struct zc_req *r, int fd)
 {
 	struct fuse_backing_map map = {.fd = fd};
-	zc_fsetid_drop(r);
-	int id = ZC_SYSI("backing_open", ioctl(r->s->fd, FUSE_DEV_IOC_BACKING_OPEN, &map));
-	zc_fsetid_restore(r);
-	return id;
+	zc_fsetid_off(r->w);
+	return ZC_SYSI("backing_open", ioctl(r->s->fd, FUSE_DEV_IOC_BACKING_OPEN, &map));
 }
 
 static int kernel_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,

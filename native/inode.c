@@ -398,23 +398,79 @@ static uint16_t mount_of(struct zc_inode_table *t, uint64_t dev, int fd, bool is
 	return (uint16_t)(i < 0 ? MAX_MOUNTS - 1 : (unsigned)i);
 }
 
-static void key_of(struct zc_inode_table *t, int fd, const struct statx *stx, struct key *k)
+static void key_init(struct zc_inode_table *t, int fd, const struct statx *stx, struct key *k)
 {
-	struct handle_buf b = {.h = {.handle_bytes = ZC_HANDLE_BYTES}};
-	int mnt_id;
 	memset(k, 0, sizeof(*k));
 	k->dev = gnu_dev_makedev(stx->stx_dev_major, stx->stx_dev_minor);
 	k->ino = stx->stx_ino;
 	k->mount = mount_of(t, k->dev, fd, S_ISDIR(stx->stx_mode));
-	k->by_path = t->mounts[k->mount].fd < 0 || t->mounts[k->mount].dev != k->dev ||
-		     ZC_SYSI("name_to_handle_at",
-			     name_to_handle_at(fd, "", &b.h, &mnt_id, AT_EMPTY_PATH)) < 0;
-	if (!k->by_path) {
-		k->handle_len = (uint8_t)b.h.handle_bytes;
-		k->handle_type = b.h.handle_type;
-		memcpy(k->handle, b.h.f_handle, b.h.handle_bytes);
-	}
+	k->by_path = t->mounts[k->mount].fd < 0 || t->mounts[k->mount].dev != k->dev;
+}
+
+static void key_handle(struct key *k, const struct file_handle *h)
+{
+	k->handle_len = (uint8_t)h->handle_bytes;
+	k->handle_type = h->handle_type;
+	memcpy(k->handle, h->f_handle, h->handle_bytes);
+}
+
+static void key_of(struct zc_inode_table *t, int fd, const struct statx *stx, struct key *k)
+{
+	struct handle_buf b = {.h = {.handle_bytes = ZC_HANDLE_BYTES}};
+	int mnt_id;
+	key_init(t, fd, stx, k);
+	k->by_path |= ZC_SYSI("name_to_handle_at",
+			      name_to_handle_at(fd, "", &b.h, &mnt_id, AT_EMPTY_PATH)) < 0;
+	if (!k->by_path)
+		key_handle(k, &b.h);
 	k->hash = key_hash(k);
+}
+
+/* The inode number within a handle, where its type is known to hold it; else 0. */
+static uint64_t handle_ino(const struct file_handle *h)
+{
+	uint32_t ino32;
+	uint64_t ino64;
+	memcpy(&ino32, h->f_handle, sizeof(ino32));
+	memcpy(&ino64, h->f_handle, sizeof(ino64));
+	switch (h->handle_type) {
+	case 0x01: /* FILEID_INO32_GEN: ext4 */
+		return ino32;
+	case 0x81: /* XFS with 64-bit inode numbers */
+		return ino64;
+	default:
+		return 0;
+	}
+}
+
+/* Key and attributes by name, without a descriptor. The two calls may see two files if somebody
+ * renames in between: the inode number shows that, and a reused number only leads to a handle that
+ * is stale. In this order, so that attributes are never older than the handle they go with.
+ * -EAGAIN: take a descriptor. */
+static int key_at(struct zc_inode_table *t, int dirfd, const char *name, struct statx *stx,
+		  struct key *k)
+{
+	struct handle_buf b = {.h = {.handle_bytes = ZC_HANDLE_BYTES}};
+	int mnt_id;
+	int err = ZC_SYSI("name_to_handle_at", name_to_handle_at(dirfd, name, &b.h, &mnt_id, 0));
+	if (err)
+		return err == -ENOENT ? err : -EAGAIN;
+	uint64_t ino = handle_ino(&b.h);
+	if (!ino)
+		return -EAGAIN;
+	err = ZC_SYSI("statx", statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+				     ZC_STATX_MASK, stx));
+	if (err)
+		return err;
+	if (stx->stx_ino != ino ||
+	    mount_find(t, gnu_dev_makedev(stx->stx_dev_major, stx->stx_dev_minor)) < 0)
+		return -EAGAIN;
+	key_init(t, -1, stx, k);
+	if (k->by_path)
+		return -EAGAIN;
+	key_handle(k, &b.h);
+	k->hash = key_hash(k);
+	return 0;
 }
 
 static struct zc_inode *find_locked(struct zc_inode_table *t, const struct key *k)
@@ -516,16 +572,14 @@ void zc_inode_put(struct zc_inode_table *t, struct zc_inode *inode)
 		inode_destroy(t, inode);
 }
 
-int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *name, int fd,
-		   const struct statx *stx, struct zc_inode **out)
+static int adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *name,
+		 const struct key *k, const struct statx *stx, struct zc_inode **out)
 {
-	struct key k;
-	key_of(t, fd, stx, &k);
-	pthread_mutex_t *lock = &t->shard[k.hash % SHARDS];
+	pthread_mutex_t *lock = &t->shard[k->hash % SHARDS];
 	pthread_mutex_lock(lock);
-	struct zc_inode *inode = find_locked(t, &k);
+	struct zc_inode *inode = find_locked(t, k);
 	if (!inode) {
-		int err = inode_new(t, &k, parent, name, stx, &inode);
+		int err = inode_new(t, k, parent, name, stx, &inode);
 		if (err) {
 			pthread_mutex_unlock(lock);
 			return err;
@@ -538,6 +592,34 @@ int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char
 	pthread_mutex_unlock(lock);
 	*out = inode;
 	return 0;
+}
+
+int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *name, int fd,
+		   struct statx *stx, struct zc_inode **out)
+{
+	struct key k;
+	int err = ZC_SYSI("statx", statx(fd, "", AT_EMPTY_PATH, ZC_STATX_MASK, stx));
+	if (err)
+		return err;
+	key_of(t, fd, stx, &k);
+	return adopt(t, parent, name, &k, stx, out);
+}
+
+int zc_inode_adopt_at(struct zc_inode_table *t, struct zc_inode *parent, int dirfd,
+		      const char *name, struct statx *stx, struct zc_inode **out)
+{
+	struct key k;
+	int err = parent->by_path ? -EAGAIN : key_at(t, dirfd, name, stx, &k);
+	if (!err)
+		return adopt(t, parent, name, &k, stx, out);
+	if (err != -EAGAIN)
+		return err;
+	int fd = ZC_SYSI("openat", openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC));
+	if (fd < 0)
+		return fd;
+	err = zc_inode_adopt(t, parent, name, fd, stx, out);
+	close(fd);
+	return err;
 }
 
 void zc_inode_forget(struct zc_inode_table *t, uint64_t nodeid, uint64_t nlookup)
@@ -647,9 +729,7 @@ static int root_adopt(struct zc_inode_table *t, int root_fd)
 {
 	struct statx stx;
 	struct zc_inode *root;
-	int err = ZC_SYSI("statx", statx(root_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx));
-	if (!err)
-		err = zc_inode_adopt(t, NULL, NULL, root_fd, &stx, &root);
+	int err = zc_inode_adopt(t, NULL, NULL, root_fd, &stx, &root);
 	if (err)
 		return err;
 	assert(zc_inode_id(t, root) == FUSE_ROOT_ID);

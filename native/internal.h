@@ -75,10 +75,14 @@ void zc_inodes_destroy(struct zc_inode_table *t);
 struct zc_inode *zc_inode_get(struct zc_inode_table *t, uint64_t nodeid); /* NULL: unknown */
 void zc_inode_put(struct zc_inode_table *t, struct zc_inode *inode);
 uint64_t zc_inode_id(const struct zc_inode_table *t, const struct zc_inode *inode);
-/* The inode of `fd`, with one lookup and one reference added. `fd` is any descriptor of it, kept by
- * the caller. */
+#define ZC_STATX_MASK (STATX_BASIC_STATS | STATX_BTIME)
+/* The inode of `fd` (kept by the caller), with one lookup and one reference added; its attributes
+ * in `stx`. `name` in `parent` is where it was found. */
 int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *name, int fd,
-		   const struct statx *stx, struct zc_inode **out);
+		   struct statx *stx, struct zc_inode **out);
+/* The same for what `name` below `dirfd`, which is `parent`'s, leads to. */
+int zc_inode_adopt_at(struct zc_inode_table *t, struct zc_inode *parent, int dirfd,
+		      const char *name, struct statx *stx, struct zc_inode **out);
 void zc_inode_forget(struct zc_inode_table *t, uint64_t nodeid, uint64_t nlookup);
 /* After a rename or unlink of something we may know: keep what is located by path findable. */
 void zc_inode_moved(struct zc_inode_table *t, struct zc_inode *parent, const char *name);
@@ -108,7 +112,7 @@ struct zc_req {
 	const void *in;	 /* the fixed part, 8-aligned, at least the size of the table */
 	const char *arg; /* what follows it; names are checked to end with NUL */
 	size_t arg_len;
-	const void *ext; /* extensions (supplementary groups), or NULL */
+	const void *ext; /* extensions (supplementary groups), unaligned; or NULL */
 	size_t ext_len;
 	char *out; /* body of the reply */
 	size_t out_cap, out_len;
@@ -127,8 +131,10 @@ extern const struct zc_opinfo zc_opinfo[FUSE_OPCODE_END];
 /* Splits a message as /dev/fuse gives it (header, fixed part, rest, extensions). Checks lengths
  * and names, never believes them. */
 int zc_req_parse(const void *msg, size_t len, struct zc_req *r);
-/* Checks names and extensions of a request whose parts were given separately. */
+/* Checks a request whose parts were given separately, and cuts the extensions off `arg`: once. */
 int zc_req_check(struct zc_req *r);
+/* The error to answer a request with that did not parse; logs what nobody should send. */
+int zc_req_refuse(const struct zc_req *r, int err);
 /* Runs the handler, counts, and returns the error for the header (0 or -errno). */
 int zc_req_serve(struct zc_req *r);
 static inline const char *zc_req_name2(const struct zc_req *r)
@@ -143,6 +149,7 @@ static inline const char *zc_req_name2(const struct zc_req *r)
 
 struct zc_cred {
 	bool can;	  /* privileged: we can act as others */
+	bool no_fsetid;	  /* CAP_FSETID is off now */
 	struct __user_cap_data_struct caps[2]; /* as started */
 	bool as_other;	  /* fsuid or fsgid is not ours now */
 };
@@ -151,9 +158,10 @@ void zc_cred_init(struct zc_cred *c);
  * supplementary groups); new files get `umask`. */
 int zc_as_caller(struct zc_req *r, uint32_t umask);
 void zc_as_self(struct zc_req *r);
-/* Without CAP_FSETID the source itself drops set-id bits and capabilities on write. */
-void zc_fsetid_drop(struct zc_req *r);
-void zc_fsetid_restore(struct zc_req *r);
+/* Without CAP_FSETID the source itself drops set-id bits and capabilities on a write. It stays off
+ * until zc_fsetid_on, which zc_req_serve calls before every operation that could notice. */
+void zc_fsetid_off(struct zc_worker *w);
+void zc_fsetid_on(struct zc_worker *w);
 
 /* engine.c ------------------------------------------------------------------------------- */
 

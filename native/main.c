@@ -165,6 +165,14 @@ static const struct option long_options[] = {
 	{NULL, 0, NULL, 0},
 };
 
+static void __attribute__((noreturn)) probe(const char *path)
+{
+	int err = zc_probe(path);
+	if (err)
+		die(EXIT_CANNOT, "--probe %s: %s", path, strerror(-err));
+	exit(0);
+}
+
 static void set_option(struct zc_options *o, int c, char *value)
 {
 	switch (c) {
@@ -199,7 +207,7 @@ static void set_option(struct zc_options *o, int c, char *value)
 	case 'o':
 		return set_mount_options(o, value);
 	case OPT_PROBE:
-		exit(zc_probe(value) ? EXIT_CANNOT : 0);
+		probe(value);
 	case OPT_VERSION:
 		puts(ZC_VERSION);
 		exit(0);

@@ -38,7 +38,6 @@ struct zc_link {
 struct zc_link zc_link_of(int fd);
 
 /* attributes (ops_attr.c) */
-#define ZC_STATX_MASK (STATX_BASIC_STATS | STATX_BTIME)
 int zc_stat_fd(int fd, struct statx *stx);
 void zc_attr_fill(const struct zc_session *s, const struct statx *stx, struct fuse_attr *a);
 uint64_t zc_told_of(const struct statx *stx);
@@ -46,10 +45,12 @@ uint64_t zc_told_of(const struct statx *stx);
 void zc_attr_timeout(const struct zc_session *s, const struct zc_inode *inode, uint64_t *sec,
 		     uint32_t *nsec);
 void zc_timeout_split(double seconds, uint64_t *sec, uint32_t *nsec);
-/* Fills `out` for `name` in `parent`, with a lookup added; the inode's reference is the caller's.
- * `fd`: any descriptor of it, kept by the caller. */
-int zc_entry_fill(struct zc_req *r, struct zc_inode *parent, const char *name, int fd,
-		  struct fuse_entry_out *out, struct zc_inode **inode);
+/* Fill `out` for `name` in `parent`, with a lookup added; the inode's reference is the caller's.
+ * `fd`: any descriptor of it, kept by the caller; `dirfd`: one of the parent. */
+int zc_entry_of_fd(struct zc_req *r, struct zc_inode *parent, const char *name, int fd,
+		   struct fuse_entry_out *out, struct zc_inode **inode);
+int zc_entry_at(struct zc_req *r, struct zc_inode *parent, int dirfd, const char *name,
+		struct fuse_entry_out *out, struct zc_inode **inode);
 
 /* Reply with the first `len` bytes of out. */
 static inline int zc_reply(struct zc_req *r, size_t len)

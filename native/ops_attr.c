@@ -13,6 +13,7 @@ void zc_closer_done(struct zc_closer *c)
 {
 	if (c->fd >= 0)
 		close(c->fd);
+	c->fd = -1;
 }
 
 struct zc_link zc_link_of(int fd)
@@ -81,23 +82,33 @@ void zc_attr_timeout(const struct zc_session *s, const struct zc_inode *inode, u
 		zc_timeout_split(s->opt.attr_timeout, sec, nsec);
 }
 
-int zc_entry_fill(struct zc_req *r, struct zc_inode *parent, const char *name, int fd,
-		  struct fuse_entry_out *out, struct zc_inode **inode)
+static int entry_fill(struct zc_req *r, const struct statx *stx, struct zc_inode *inode,
+		      struct fuse_entry_out *out)
 {
 	struct zc_session *s = r->s;
-	struct statx stx;
-	int err = zc_stat_fd(fd, &stx);
-	if (!err)
-		err = zc_inode_adopt(s->inodes, parent, name, fd, &stx, inode);
-	if (err)
-		return err;
-	*out = (struct fuse_entry_out){.nodeid = zc_inode_id(s->inodes, *inode),
-				       .generation = (*inode)->generation};
+	*out = (struct fuse_entry_out){.nodeid = zc_inode_id(s->inodes, inode),
+				       .generation = inode->generation};
 	zc_timeout_split(s->opt.entry_timeout, &out->entry_valid, &out->entry_valid_nsec);
-	zc_attr_timeout(s, *inode, &out->attr_valid, &out->attr_valid_nsec);
-	zc_attr_fill(s, &stx, &out->attr);
-	atomic_store(&(*inode)->told, zc_told_of(&stx));
+	zc_attr_timeout(s, inode, &out->attr_valid, &out->attr_valid_nsec);
+	zc_attr_fill(s, stx, &out->attr);
+	atomic_store(&inode->told, zc_told_of(stx));
 	return 0;
+}
+
+int zc_entry_of_fd(struct zc_req *r, struct zc_inode *parent, const char *name, int fd,
+		   struct fuse_entry_out *out, struct zc_inode **inode)
+{
+	struct statx stx;
+	int err = zc_inode_adopt(r->s->inodes, parent, name, fd, &stx, inode);
+	return err ? err : entry_fill(r, &stx, *inode, out);
+}
+
+int zc_entry_at(struct zc_req *r, struct zc_inode *parent, int dirfd, const char *name,
+		struct fuse_entry_out *out, struct zc_inode **inode)
+{
+	struct statx stx;
+	int err = zc_inode_adopt_at(r->s->inodes, parent, dirfd, name, &stx, inode);
+	return err ? err : entry_fill(r, &stx, *inode, out);
 }
 
 /* statx of the inode, by the open file if the kernel named one. */
@@ -195,7 +206,6 @@ static int set_owner(int fd, const struct fuse_setattr_in *in)
 
 static int set_size(struct zc_req *r, struct zc_inode *inode, const struct fuse_setattr_in *in)
 {
-	bool kill = in->valid & FATTR_KILL_SUIDGID;
 	struct zc_file *file = in->valid & FATTR_FH ? zc_file_of(in->fh) : NULL;
 	int fd = file && (file->flags & O_ACCMODE) != O_RDONLY ? atomic_load(&file->fd) : -1;
 	ZC_CLOSE(own);
@@ -203,11 +213,10 @@ static int set_size(struct zc_req *r, struct zc_inode *inode, const struct fuse_
 		fd = own.fd = zc_inode_open(r->s->inodes, inode, O_WRONLY | O_NONBLOCK);
 	if (fd < 0)
 		return fd;
-	if (kill)
-		zc_fsetid_drop(r);
+	if (in->valid & FATTR_KILL_SUIDGID)
+		zc_fsetid_off(r->w);
 	int err = ZC_SYSI("ftruncate", ftruncate(fd, (off_t)in->size));
-	if (kill)
-		zc_fsetid_restore(r);
+	zc_fsetid_on(r->w); /* a change of mode may follow */
 	return err;
 }
 

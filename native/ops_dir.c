@@ -129,11 +129,8 @@ static void fill_entry(struct zc_req *r, const struct zc_file *file, const char 
 	*out = (struct fuse_entry_out){0};
 	if (is_dots(name))
 		return;
-	ZC_CLOSE(child);
-	child.fd = ZC_SYSI("openat", openat(atomic_load(&file->fd), name,
-					    O_PATH | O_NOFOLLOW | O_CLOEXEC));
 	ZC_INODE(ino, r->s, 0);
-	if (child.fd < 0 || zc_entry_fill(r, file->inode, name, child.fd, out, &ino.i))
+	if (zc_entry_at(r, file->inode, atomic_load(&file->fd), name, out, &ino.i))
 		*out = (struct fuse_entry_out){0};
 }
 

@@ -127,13 +127,13 @@ int zc_op_WRITE(struct zc_req *r)
 	if (n < 0)
 		return (int)n;
 	if (kill)
-		zc_fsetid_drop(r);
+		zc_fsetid_off(r->w);
+	else
+		zc_fsetid_on(r->w);
 	if (in->write_flags & FUSE_WRITE_CACHE && file->flags & O_APPEND)
 		n = write_page(r, file, r->arg, in->size, (off_t)in->offset);
 	else
 		n = write_full(fd, r->arg, in->size, (off_t)in->offset, 0);
-	if (kill)
-		zc_fsetid_restore(r);
 	if (n < 0)
 		return (int)n;
 	atomic_fetch_add_explicit(&r->s->bytes_written, (uint64_t)n, memory_order_relaxed);
@@ -164,11 +164,9 @@ int zc_op_FALLOCATE(struct zc_req *r)
 	int err = fd < 0 ? fd : zc_check_writable(r);
 	if (err)
 		return err;
-	zc_fsetid_drop(r);
-	err = ZC_SYSI("fallocate",
-		      fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));
-	zc_fsetid_restore(r);
-	return err;
+	zc_fsetid_off(r->w);
+	return ZC_SYSI("fallocate",
+		       fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));
 }
 
 int zc_op_LSEEK(struct zc_req *r)

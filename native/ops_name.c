@@ -36,20 +36,11 @@ static int dir_open(struct zc_session *s, uint64_t nodeid, struct dir *d)
 	return zc_inode_fd(s->inodes, d->ref.i, &d->fd);
 }
 
-static int name_open(const struct dir *d, const char *name)
-{
-	return ZC_SYSI("openat", openat(d->fd.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC));
-}
-
 static int reply_entry(struct zc_req *r, const struct dir *d, const char *name)
 {
 	struct fuse_entry_out out;
-	ZC_CLOSE(child);
-	child.fd = name_open(d, name);
-	if (child.fd < 0)
-		return child.fd;
 	ZC_INODE(ino, r->s, 0);
-	int err = zc_entry_fill(r, d->ref.i, name, child.fd, &out, &ino.i);
+	int err = zc_entry_at(r, d->ref.i, d->fd.fd, name, &out, &ino.i);
 	if (err)
 		return err;
 	memcpy(r->out, &out, sizeof(out));
@@ -189,7 +180,7 @@ static int reply_create(struct zc_req *r, const struct dir *d, const char *name,
 		struct fuse_open_out open;
 	} out;
 	ZC_INODE(ino, r->s, 0);
-	int err = zc_entry_fill(r, d->ref.i, name, fd, &out.entry, &ino.i);
+	int err = zc_entry_of_fd(r, d->ref.i, name, fd, &out.entry, &ino.i);
 	if (err) {
 		close(fd);
 		return err;

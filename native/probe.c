@@ -205,7 +205,7 @@ static void probe_kernel(const struct machine *m, struct item *i)
 {
 	value(i, "%s", m->release);
 	if (!kernel_since(m, 5, 4))
-		say(i, NO, "older than 5.4");
+		say(i, NO, "older than 5.12");
 	else if (!kernel_since(m, 6, 9))
 		say(i, YES, "6.9 has passthrough, 6.14 FUSE over io_uring");
 	else if (!kernel_since(m, 6, 14))

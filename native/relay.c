@@ -189,11 +189,13 @@ static void queue_empty(struct queue *q)
 		free(m);
 }
 
+/* Not behind the seam: eight bytes into an eventfd do not fail, and if it is full, it is readable. */
 static void service_wake(struct zc_relay *relay)
 {
 	uint64_t one = 1;
 
-	ZC_SYS("write", write(relay->wake, &one, sizeof(one)));
+	if (write(relay->wake, &one, sizeof(one)) < 0)
+		return;
 }
 
 /* The service thread and the notifier take no signals: those are the workers' and main's. */
@@ -762,7 +764,7 @@ static void receive(struct zc_relay *relay, struct life *l)
 		if (n == -EAGAIN || n == -EINTR)
 			return;
 		if (n <= 0)
-			l->why = "closed the relay";
+			l->why = "ended";
 		else
 			on_message(relay, l, (size_t)n);
 	}
@@ -776,13 +778,13 @@ static void answer_control(struct zc_relay *relay, struct life *l)
 	if (n == -EAGAIN || n == -EINTR)
 		return;
 	if (n <= 0) {
-		l->why = "closed the control socket";
+		l->why = "ended";
 		return;
 	}
 	verb[n] = 0;
 	answer = zc_control_answer(relay->s, verb);
-	if (answer)
-		send_now(l->child.control, answer, strlen(answer));
+	const char *text = answer ? answer : "{\"error\": \"out of memory\"}";
+	send_now(l->child.control, text, strlen(text)); /* never fails: one question at a time */
 	free(answer);
 }
 
@@ -862,7 +864,7 @@ static void life_poll(struct zc_relay *relay, struct life *l)
 	if (p[ON_CONTROL].revents && !l->why)
 		answer_control(relay, l);
 	if (p[ON_END].revents && !l->why)
-		l->why = "died";
+		l->why = "ended";
 }
 
 /* From here there is no child: everybody who waits for it gets EIO. */

@@ -73,27 +73,26 @@ static int spawn_attributes(posix_spawnattr_t *attr)
 	return 0;
 }
 
-/* The child gets these two and the standard three descriptors; all else is close-on-exec. Its
- * directory is `/`, because `python -m` looks for modules where it stands. (Neither socket is
- * descriptor 0, as long as the daemon has its own standard input open.) */
+/* The child gets these two and the standard three descriptors; all else is close-on-exec. (Neither
+ * socket is descriptor 0, as long as the daemon has its own standard input open.) */
 static int spawn_files(posix_spawn_file_actions_t *files, int relay_fd, int control_fd)
 {
 	if (posix_spawn_file_actions_init(files))
 		return -ENOMEM;
 	if (posix_spawn_file_actions_addopen(files, 0, "/dev/null", O_RDONLY, 0) ||
 	    posix_spawn_file_actions_adddup2(files, relay_fd, relay_fd) ||
-	    posix_spawn_file_actions_adddup2(files, control_fd, control_fd) ||
-	    posix_spawn_file_actions_addchdir_np(files, "/")) {
+	    posix_spawn_file_actions_adddup2(files, control_fd, control_fd)) {
 		posix_spawn_file_actions_destroy(files);
 		return -ENOMEM;
 	}
 	return 0;
 }
 
+/* -P: no modules from the current directory, which may be anybody's. */
 static int spawn(const char *python, int relay_fd, int control_fd, pid_t *pid)
 {
 	char relay_arg[16], control_arg[16];
-	char *argv[] = {(char *)(uintptr_t)python, "-m", "zcfs.fs", "--relay-fd", relay_arg,
+	char *argv[] = {(char *)(uintptr_t)python, "-P", "-m", "zcfs.fs", "--relay-fd", relay_arg,
 			"--control-fd", control_arg, NULL};
 	posix_spawn_file_actions_t files;
 	posix_spawnattr_t attr;

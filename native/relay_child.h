@@ -12,8 +12,8 @@ struct zc_child {
 	int control;
 };
 
-/* Starts `python -m zcfs.fs --relay-fd N --control-fd M`. It has the two sockets, and /dev/null as
- * standard input. */
+/* Starts `python -P -m zcfs.fs --relay-fd N --control-fd M`. It has the two sockets, and /dev/null
+ * for input. Modules are not looked for in the current directory. */
 int zc_child_start(const char *python, struct zc_child *out);
 /* Waits for the end (asked for with SIGTERM if `ask`) for `grace_ms`, then kills; returns the wait
  * status. Closes control and pidfd; the relay socket stays open, and the caller's. */

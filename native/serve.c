@@ -121,6 +121,15 @@ static int route(struct zc_req *r)
 	return handlers[r->hdr.opcode](r);
 }
 
+/* A name too long is the application's mistake; a message that makes no sense is not. */
+int zc_req_refuse(const struct zc_req *r, int err)
+{
+	if (err != -EPROTO)
+		return err;
+	zc_log("opcode %u: a request that cannot be parsed", r->hdr.opcode);
+	return -EIO;
+}
+
 int zc_req_serve(struct zc_req *r)
 {
 	const struct zc_opinfo *info = &zc_opinfo[r->hdr.opcode];
@@ -129,6 +138,8 @@ int zc_req_serve(struct zc_req *r)
 	r->out_len = 0;
 	if (info->flags & ZC_F_BLOCKS)
 		zc_may_block(r->w);
+	if (!(info->flags & ZC_F_ANYCRED))
+		zc_fsetid_on(r->w);
 	int err = route(r);
 	atomic_fetch_add_explicit(&stat->count, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stat->ns, zc_now_ns() - start, memory_order_relaxed);

@@ -147,12 +147,17 @@ static uint32_t stack_depth(const struct zc_session *s)
 	}
 }
 
+/* Before Linux 5.17 the message ends after the first word of flags. */
+static uint64_t offered_features(const struct fuse_init_in *in)
+{
+	return in->flags | (in->flags & FUSE_INIT_EXT ? (uint64_t)in->flags2 << 32 : 0);
+}
+
 static void answer_init(struct zc_session *s, const struct fuse_init_in *in,
 			struct fuse_init_out *out)
 {
-	uint64_t offered = in->flags | (uint64_t)in->flags2 << 32;
 	s->kernel_minor = in->minor < FUSE_MINOR ? in->minor : FUSE_MINOR;
-	s->features = offered & wanted_features(s);
+	s->features = offered_features(in) & wanted_features(s);
 	s->max_write = ZC_MAX_WRITE;
 	*out = (struct fuse_init_out){
 		.major = FUSE_MAJOR,
@@ -205,7 +210,7 @@ int zc_session_init(struct zc_session *s)
 		return -EPROTO;
 	out.h.unique = h->unique;
 	answer_init(s, in, &out.init);
-	choose_engine(s, in->flags | (uint64_t)in->flags2 << 32);
+	choose_engine(s, offered_features(in));
 	n = ZC_SYS("write", write(s->fd, &out, sizeof(out)));
 	return n < 0 ? (int)n : 0;
 }

@@ -52,8 +52,7 @@ static void dev_reply(struct zc_worker *w, int error)
 	int err = write_reply(w, error, error ? 0 : w->req.out_len);
 	/* -ENOENT: the caller was killed meanwhile, -ENODEV: unmounted */
 	if (err && err != -ENOENT && err != -ENODEV) {
-		zc_log("a reply to %s was refused: %s", zc_opinfo[w->req.hdr.opcode].name,
-		       strerror(-err));
+		zc_log("a reply to opcode %u was refused: %s", w->req.hdr.opcode, strerror(-err));
 		write_reply(w, -EIO, 0);
 	}
 }
@@ -68,10 +67,7 @@ static int dev_next(struct zc_worker *w)
 		return -ENODEV;
 	int err = zc_req_parse(at, (size_t)n, &w->req);
 	if (err) {
-		memcpy(&w->req.hdr, at, sizeof(w->req.hdr));
-		zc_log("opcode %u: a request that cannot be parsed", w->req.hdr.opcode);
-		w->req.out_len = 0;
-		dev_reply(w, err == -EPROTO ? -EIO : err);
+		dev_reply(w, zc_req_refuse(&w->req, err));
 		return -EAGAIN;
 	}
 	memcpy(w->in, w->req.in, zc_opinfo[w->req.hdr.opcode].in_size);

@@ -109,7 +109,7 @@ static int wait_cqe(struct ring *ring, int *res)
 	return 0;
 }
 
-/* The parts stand apart already; extensions follow the names in the payload. */
+/* The parts stand apart already. */
 static int unpack(struct zc_worker *w, struct ring *ring)
 {
 	struct zc_req *r = &w->req;
@@ -118,15 +118,7 @@ static int unpack(struct zc_worker *w, struct ring *ring)
 	r->in = w->in;
 	r->arg = ring->payload;
 	r->arg_len = ring->header->ring_ent_in_out.payload_sz;
-	r->ext = NULL;
-	r->ext_len = 0;
 	r->out_len = 0;
-	size_t ext = (size_t)r->hdr.total_extlen * 8;
-	if (ext && ext <= r->arg_len) {
-		r->arg_len -= ext;
-		r->ext = r->arg + r->arg_len;
-		r->ext_len = ext;
-	}
 	return zc_req_check(r);
 }
 
@@ -157,8 +149,7 @@ static int uring_next(struct zc_worker *w)
 		return -ENODEV;
 	err = unpack(w, ring);
 	if (err) {
-		zc_log("opcode %u: a request that cannot be parsed", w->req.hdr.opcode);
-		uring_reply(w, err == -EPROTO ? -EIO : err);
+		uring_reply(w, zc_req_refuse(&w->req, err));
 		return -EAGAIN;
 	}
 	return 0;

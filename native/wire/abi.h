@@ -13,7 +13,7 @@
 
 #define FUSE_MAJOR 7
 #define FUSE_MINOR 45
-#define FUSE_MINOR_LEAST 31 /* what Linux 5.4 speaks; older replies have other sizes */
+#define FUSE_MINOR_LEAST 33 /* what Linux 5.12 speaks; older messages have other sizes */
 #define FUSE_ROOT_ID 1
 #define FUSE_INT_REQ_BIT 1ULL
 #define FUSE_BUFFER_HEADER_SIZE 4096 /* room before the data of a WRITE or READ */
@@ -25,11 +25,12 @@
 #define ZC_F_NOREPLY 8u
 #define ZC_F_BLOCKS 16u /* may wait for the disk or for somebody else */
 #define ZC_F_DEV 32u   /* comes over /dev/fuse whatever the transport */
+#define ZC_F_ANYCRED 64u /* leaves set-id bits alone, or sees to CAP_FSETID itself */
 
 #define ZC_OPCODES(X)                                                                   \
-	X(1, LOOKUP, 0, ZC_F_NAME1 | ZC_F_BLOCKS)                                                     \
-	X(2, FORGET, sizeof(struct fuse_forget_in), ZC_F_NOREPLY | ZC_F_DEV)            \
-	X(3, GETATTR, sizeof(struct fuse_getattr_in), ZC_F_BLOCKS)                                \
+	X(1, LOOKUP, 0, ZC_F_NAME1 | ZC_F_BLOCKS | ZC_F_ANYCRED)                                                     \
+	X(2, FORGET, sizeof(struct fuse_forget_in), ZC_F_NOREPLY | ZC_F_DEV | ZC_F_ANYCRED)            \
+	X(3, GETATTR, sizeof(struct fuse_getattr_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                                \
 	X(4, SETATTR, sizeof(struct fuse_setattr_in), ZC_F_BLOCKS)                      \
 	X(5, READLINK, 0, ZC_F_BLOCKS)                                                  \
 	X(6, SYMLINK, 0, ZC_F_NAME2 | ZC_F_BLOCKS)                                      \
@@ -39,21 +40,21 @@
 	X(11, RMDIR, 0, ZC_F_NAME1 | ZC_F_BLOCKS)                                       \
 	X(12, RENAME, sizeof(struct fuse_rename_in), ZC_F_NAME2 | ZC_F_BLOCKS)          \
 	X(13, LINK, sizeof(struct fuse_link_in), ZC_F_NAME1 | ZC_F_BLOCKS)              \
-	X(14, OPEN, sizeof(struct fuse_open_in), ZC_F_BLOCKS)                                     \
-	X(15, READ, sizeof(struct fuse_read_in), 0)                                     \
-	X(16, WRITE, sizeof(struct fuse_write_in), ZC_F_DATA | ZC_F_BLOCKS)             \
+	X(14, OPEN, sizeof(struct fuse_open_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                                     \
+	X(15, READ, sizeof(struct fuse_read_in), ZC_F_ANYCRED)                                     \
+	X(16, WRITE, sizeof(struct fuse_write_in), ZC_F_DATA | ZC_F_BLOCKS | ZC_F_ANYCRED)             \
 	X(17, STATFS, 0, ZC_F_BLOCKS)                                                             \
-	X(18, RELEASE, sizeof(struct fuse_release_in), 0)                               \
-	X(20, FSYNC, sizeof(struct fuse_fsync_in), ZC_F_BLOCKS)                         \
+	X(18, RELEASE, sizeof(struct fuse_release_in), ZC_F_ANYCRED)                               \
+	X(20, FSYNC, sizeof(struct fuse_fsync_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                         \
 	X(21, SETXATTR, sizeof(struct fuse_setxattr_in), ZC_F_NAME1 | ZC_F_DATA | ZC_F_BLOCKS) \
 	X(22, GETXATTR, sizeof(struct fuse_getxattr_in), ZC_F_NAME1 | ZC_F_BLOCKS)      \
 	X(23, LISTXATTR, sizeof(struct fuse_getxattr_in), ZC_F_BLOCKS)                  \
 	X(24, REMOVEXATTR, 0, ZC_F_NAME1 | ZC_F_BLOCKS)                                 \
-	X(25, FLUSH, sizeof(struct fuse_flush_in), 0)                                   \
+	X(25, FLUSH, sizeof(struct fuse_flush_in), ZC_F_ANYCRED)                                   \
 	X(26, INIT, sizeof(struct fuse_init_in), ZC_F_DEV)                              \
-	X(27, OPENDIR, sizeof(struct fuse_open_in), ZC_F_BLOCKS)                                  \
-	X(28, READDIR, sizeof(struct fuse_read_in), ZC_F_BLOCKS)                        \
-	X(29, RELEASEDIR, sizeof(struct fuse_release_in), 0)                            \
+	X(27, OPENDIR, sizeof(struct fuse_open_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                                  \
+	X(28, READDIR, sizeof(struct fuse_read_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                        \
+	X(29, RELEASEDIR, sizeof(struct fuse_release_in), ZC_F_ANYCRED)                            \
 	X(30, FSYNCDIR, sizeof(struct fuse_fsync_in), ZC_F_BLOCKS)                      \
 	X(31, GETLK, sizeof(struct fuse_lk_in), ZC_F_BLOCKS)                            \
 	X(32, SETLK, sizeof(struct fuse_lk_in), ZC_F_BLOCKS)                            \
@@ -64,15 +65,15 @@
 	X(38, DESTROY, 0, 0)                                                            \
 	X(39, IOCTL, sizeof(struct fuse_ioctl_in), ZC_F_DATA | ZC_F_BLOCKS)             \
 	X(40, POLL, sizeof(struct fuse_poll_in), 0)                                     \
-	X(42, BATCH_FORGET, sizeof(struct fuse_batch_forget_in), ZC_F_DATA | ZC_F_NOREPLY | ZC_F_DEV) \
+	X(42, BATCH_FORGET, sizeof(struct fuse_batch_forget_in), ZC_F_DATA | ZC_F_NOREPLY | ZC_F_DEV | ZC_F_ANYCRED) \
 	X(43, FALLOCATE, sizeof(struct fuse_fallocate_in), ZC_F_BLOCKS)                 \
-	X(44, READDIRPLUS, sizeof(struct fuse_read_in), ZC_F_BLOCKS)                    \
+	X(44, READDIRPLUS, sizeof(struct fuse_read_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                    \
 	X(45, RENAME2, sizeof(struct fuse_rename2_in), ZC_F_NAME2 | ZC_F_BLOCKS)        \
 	X(46, LSEEK, sizeof(struct fuse_lseek_in), ZC_F_BLOCKS)                         \
 	X(47, COPY_FILE_RANGE, sizeof(struct fuse_copy_file_range_in), ZC_F_BLOCKS)     \
 	X(50, SYNCFS, sizeof(struct fuse_syncfs_in), ZC_F_BLOCKS)                       \
 	X(51, TMPFILE, sizeof(struct fuse_create_in), ZC_F_NAME1 | ZC_F_BLOCKS)         \
-	X(52, STATX, sizeof(struct fuse_statx_in), ZC_F_BLOCKS)                                   \
+	X(52, STATX, sizeof(struct fuse_statx_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                                   \
 	X(53, COPY_FILE_RANGE_64, sizeof(struct fuse_copy_file_range_in), ZC_F_BLOCKS)
 
 #define X(code, name, size, flags) FUSE_##name = code,
