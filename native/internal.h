@@ -32,7 +32,8 @@ struct zc_file;
 
 /* One line on stderr or in the log file: `zcfsd: …`. */
 void zc_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-int zc_log_open(const char *path);
+/* From here on to `fd`, which it takes over unless it is a standard stream. */
+void zc_log_to(int fd);
 
 /* inode.c -------------------------------------------------------------------------------- */
 
@@ -212,7 +213,8 @@ void zc_locks_release(struct zc_session *s, struct zc_inode *inode, uint64_t own
 void zc_locks_release_file(struct zc_session *s, struct zc_file *file);
 void zc_locks_destroy(struct zc_opened *o);
 
-/* Counted by each worker for itself; add up over the session's list. */
+/* Counted by each worker for itself; add up over the session's list. `ns` is extrapolated from a
+ * sample. */
 struct zc_opstat {
 	_Atomic uint64_t count, errors, ns;
 };
@@ -266,7 +268,7 @@ extern const struct zc_transport zc_transport_dev, zc_transport_uring;
 int zc_queue_start(struct zc_queue *q, unsigned threads);
 /* Call before anything that may wait: makes sure that somebody else takes the next request. */
 void zc_may_block(struct zc_worker *w);
-/* Brackets a wait of unbounded length (a lock, Python). -ENOLCK when half of the queue waits. */
+/* Brackets a wait of unbounded length (a lock, Python). -EAGAIN when half of the queue waits. */
 int zc_wait_begin(struct zc_worker *w);
 void zc_wait_end(struct zc_worker *w);
 /* Wakes the thread that serves `unique`; false if none does. */

@@ -228,9 +228,8 @@ int zc_op_SETLKW(struct zc_req *r)
 	int err = set_lock(r, false);
 	if (err != -EAGAIN && err != -EACCES)
 		return err;
-	err = zc_wait_begin(r->w);
-	if (err)
-		return err;
+	if (zc_wait_begin(r->w))
+		return -ENOLCK;
 	err = atomic_load(&r->w->interrupted) ? -EINTR : set_lock(r, true);
 	zc_wait_end(r->w);
 	return err;

@@ -337,17 +337,25 @@ static void tell_ready(int word)
 	close(word);
 }
 
-/* Standard streams go: a daemon must not keep a terminal or a pipe. */
-static void detach_streams(const struct zc_options *o)
+/* A daemon must not keep a terminal or a pipe, and neither must its child, which inherits descriptor
+ * 2: it is the log from here on. What goes wrong before the mount is ready is still said where we
+ * were started. */
+static void redirect_streams(const struct zc_options *o)
 {
+	const char *log = o->log ? o->log : "/dev/null";
+	int saved = fcntl(2, F_DUPFD_CLOEXEC, 3);
+	int fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (o->log && zc_log_open(o->log))
-		zc_log("--log %s: %s", o->log, strerror(errno));
-	if (o->foreground || null < 0)
-		return;
-	for (int fd = 0; fd < 3; fd++)
-		dup2(null, fd);
-	if (chdir("/"))
+	if (fd < 0)
+		die(EXIT_CANNOT, "--log %s: %s", log, strerror(errno));
+	if (saved >= 0)
+		zc_log_to(saved);
+	if (o->log || !o->foreground)
+		dup2(fd, 2);
+	if (!o->foreground)
+		for (int i = 0; i < 2 && null >= 0; i++)
+			dup2(null, i);
+	if (!o->foreground && chdir("/"))
 		zc_log("chdir /: %s", strerror(errno));
 }
 
@@ -449,8 +457,9 @@ int main(int argc, char **argv)
 	s.end_efd = eventfd(0, EFD_CLOEXEC);
 	if (s.end_efd < 0 || signals < 0)
 		die(EXIT_CANNOT, "eventfd: %s", strerror(errno));
+	redirect_streams(&s.opt);
 	start(&s);
-	detach_streams(&s.opt);
+	zc_log_to(2);
 	tell_ready(word);
 	run(&s, signals);
 	stop(&s);

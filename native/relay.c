@@ -189,7 +189,7 @@ static void queue_empty(struct queue *q)
 		free(m);
 }
 
-/* Not behind the seam: eight bytes into an eventfd do not fail, and if it is full, it is readable. */
+/* Not behind the seam: this does not fail; an eventfd that is full is readable already. */
 static void service_wake(struct zc_relay *relay)
 {
 	uint64_t one = 1;
@@ -872,7 +872,7 @@ static void link_down(struct zc_relay *relay, struct life *l)
 {
 	struct call *call;
 
-	/* Who is about to send fails. No reply can be lost: they are read to the end, or garbage. */
+	/* Who is about to send fails at once. */
 	ZC_SYS("shutdown", shutdown(l->link->fd, SHUT_RDWR));
 	pthread_mutex_lock(&relay->lock);
 	if (relay->link)

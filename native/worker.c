@@ -154,7 +154,7 @@ int zc_wait_begin(struct zc_worker *w)
 	struct zc_queue *q = w->q;
 	if (atomic_fetch_add(&q->waiting, 1) >= q->max / 2) {
 		atomic_fetch_sub(&q->waiting, 1);
-		return -ENOLCK;
+		return -EAGAIN;
 	}
 	zc_may_block(w);
 	for (unsigned i = 0; i < 16; i++)

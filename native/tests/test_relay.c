@@ -243,7 +243,8 @@ static void readdirplus(const struct fuse_in_header *h, uint64_t offset, uint32_
 		bool bad = i == 5;
 		snprintf(name, sizeof(name), i == 0 ? "." : i == 1 ? ".."
 			 : bad && h->nodeid == ID(21) ? "a/b" : "entry-%02d", (int)i);
-		size_t n = put_entry(one, name, bad && h->nodeid == ID(22) ? 7 : ID(100 + i), i + 1);
+		uint64_t nodeid = bad && h->nodeid == ID(22) ? 7 : ID(100 + i);
+		size_t n = put_entry(one, name, nodeid, i + 1);
 		if (n > size - used)
 			break;
 		memcpy(body + used, one, n);
@@ -751,8 +752,8 @@ static void test_opcodes(void)
 		{FUSE_SYNCFS, 0}, {FUSE_TMPFILE, -EOPNOTSUPP}, {FUSE_GETLK, -ENOLCK},
 		{FUSE_SETLK, -ENOLCK}, {FUSE_SETLKW, -ENOLCK}, {FUSE_FLUSH, 0}, {FUSE_ACCESS, 0},
 		{FUSE_FSYNC, 0}, {FUSE_FSYNCDIR, 0}, {FUSE_STATFS, 0}, {FUSE_READLINK, -EOPNOTSUPP},
-		{FUSE_UNLINK, -EROFS}, {FUSE_SETATTR, -EOPNOTSUPP}, {FUSE_DESTROY, 0}, {7, -EOPNOTSUPP},
-		{63, -EOPNOTSUPP}, {64, -EOPNOTSUPP}, {4096, -EOPNOTSUPP},
+		{FUSE_UNLINK, -EROFS}, {FUSE_SETATTR, -EOPNOTSUPP}, {FUSE_DESTROY, 0},
+		{7, -EOPNOTSUPP}, {63, -EOPNOTSUPP}, {64, -EOPNOTSUPP}, {4096, -EOPNOTSUPP},
 	};
 	for (uint32_t op = 0; op < FUSE_OPCODE_END; op++)
 		EXPECT(request(&main_client, op, ID(1), NULL, 0, "a\0b", 4) != -ENOSYS);
