@@ -21,6 +21,11 @@
 
 #define MAX_GROUPS 64
 
+static int set_groups(size_t n, const uint32_t *groups)
+{
+	return ZC_SYSI("setgroups", syscall(SYS_setgroups, n, groups));
+}
+
 void zc_cred_init(struct zc_cred *c)
 {
 	c->can = geteuid() == 0 && !unshare(CLONE_FS);
@@ -28,13 +33,9 @@ void zc_cred_init(struct zc_cred *c)
 	if (!c->can)
 		return;
 	umask(0);
+	set_groups(0, NULL);
 	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
 	c->can = !syscall(SYS_capget, &h, c->caps);
-}
-
-static int set_groups(size_t n, const uint32_t *groups)
-{
-	return ZC_SYSI("setgroups", syscall(SYS_setgroups, n, groups));
 }
 
 /* The supplementary group that the kernel sent with a create, if any. Sizes were checked. */
@@ -67,7 +68,7 @@ int zc_as_caller(struct zc_req *r, uint32_t mask)
 	int err = caller_groups(r);
 	if (err)
 		return err;
-	c->as_other = true;
+	c->as_other = c->as_user = true;
 	syscall(SYS_setfsgid, r->hdr.gid);
 	syscall(SYS_setfsuid, r->hdr.uid);
 	if ((uint32_t)syscall(SYS_setfsuid, -1) == r->hdr.uid)
@@ -79,12 +80,13 @@ int zc_as_caller(struct zc_req *r, uint32_t mask)
 void zc_as_self(struct zc_req *r)
 {
 	struct zc_cred *c = &r->w->cred;
-	if (!c->as_other)
-		return;
-	syscall(SYS_setfsuid, 0);
-	syscall(SYS_setfsgid, 0);
-	set_groups(0, NULL);
-	c->as_other = false;
+	if (c->as_other)
+		syscall(SYS_setfsgid, 0);
+	if (c->as_user) {
+		syscall(SYS_setfsuid, 0);
+		set_groups(0, NULL);
+	}
+	c->as_other = c->as_user = false;
 }
 
 static void fsetid_set(struct zc_cred *c, bool off)
@@ -107,4 +109,13 @@ void zc_fsetid_on(struct zc_worker *w)
 {
 	if (w->cred.no_fsetid)
 		fsetid_set(&w->cred, false);
+}
+
+void zc_no_privilege(struct zc_req *r)
+{
+	zc_fsetid_off(r->w);
+	if (!r->w->cred.can || !r->hdr.gid)
+		return;
+	r->w->cred.as_other = true;
+	syscall(SYS_setfsgid, r->hdr.gid);
 }

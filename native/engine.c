@@ -27,19 +27,23 @@ static bool is_writer(int flags)
 	return (flags & O_ACCMODE) != O_RDONLY;
 }
 
-/* The descriptor this open needs, or -1 if it can do without; `kill`: drop set-id bits. */
-static int source_open(struct zc_req *r, struct zc_inode *inode, int flags, bool need)
+/* The descriptor that this open needs, or -1 in `*fd` if it can do without. */
+static int source_open(struct zc_req *r, struct zc_inode *inode, int flags, bool need, int *fd)
 {
+	*fd = -1;
 	if (!need && !is_writer(flags) && !(flags & O_TRUNC))
-		return -1;
+		return 0;
 	if (flags & O_TRUNC && r->hdr.uid == 0)
 		zc_fsetid_on(r->w);
 	else if (flags & O_TRUNC)
 		zc_fsetid_off(r->w);
-	int fd = zc_inode_open(r->s->inodes, inode, source_flags(flags));
-	if (fd == -EPERM && flags & O_NOATIME) /* only the owner may ask for it */
-		fd = zc_inode_open(r->s->inodes, inode, source_flags(flags & ~O_NOATIME));
-	return fd;
+	int got = zc_inode_open(r->s->inodes, inode, source_flags(flags));
+	if (got == -EPERM && flags & O_NOATIME) /* only the owner may ask for it */
+		got = zc_inode_open(r->s->inodes, inode, source_flags(flags & ~O_NOATIME));
+	if (got < 0)
+		return got;
+	*fd = got;
+	return 0;
 }
 
 static struct zc_opened *opened_of(struct zc_session *s, struct zc_inode *inode)
@@ -138,15 +142,16 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 		return -ENOMEM;
 	}
 	*out = (struct fuse_open_out){.fh = (uintptr_t)file};
-	if (fd < 0 && (fd = source_open(r, inode, flags, s->engine->needs_fd)) < -1) {
+	int err = fd < 0 ? source_open(r, inode, flags, s->engine->needs_fd, &fd) : 0;
+	if (err) {
 		free(file);
-		return fd;
+		return err;
 	}
 	atomic_fetch_add(&inode->refs, 1);
 	file->inode = inode;
 	file->flags = flags;
 	atomic_init(&file->fd, fd);
-	int err = open_with(r, file, out);
+	err = open_with(r, file, out);
 	if (err) {
 		if (fd >= 0)
 			close(fd);

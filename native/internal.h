@@ -152,7 +152,7 @@ struct zc_cred {
 	bool can;	  /* privileged: we can act as others */
 	bool no_fsetid;	  /* CAP_FSETID is off now */
 	struct __user_cap_data_struct caps[2]; /* as started */
-	bool as_other;	  /* fsuid or fsgid is not ours now */
+	bool as_other, as_user; /* fsgid is not ours now; neither are fsuid and groups */
 };
 void zc_cred_init(struct zc_cred *c);
 /* From here to zc_as_self file-system access of this thread is the caller's (uid, gid,
@@ -163,6 +163,9 @@ void zc_as_self(struct zc_req *r);
  * until zc_fsetid_on, which zc_req_serve calls before every operation that could notice. */
 void zc_fsetid_off(struct zc_worker *w);
 void zc_fsetid_on(struct zc_worker *w);
+/* CAP_FSETID off, and in the caller's group until zc_as_self: a member keeps set-gid on a file that
+ * his group may not execute. */
+void zc_no_privilege(struct zc_req *r);
 
 /* engine.c ------------------------------------------------------------------------------- */
 

@@ -121,19 +121,21 @@ int zc_op_WRITE(struct zc_req *r)
 {
 	const struct fuse_write_in *in = r->in;
 	struct zc_file *file = zc_file_of(in->fh);
-	bool kill = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
 	int fd = zc_file_fd(r->s, file);
 	ssize_t n = fd < 0 ? fd : zc_check_writable(r);
 	if (n < 0)
 		return (int)n;
+	bool kill = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
 	if (kill)
-		zc_fsetid_off(r->w);
+		zc_no_privilege(r);
 	else
 		zc_fsetid_on(r->w);
 	if (in->write_flags & FUSE_WRITE_CACHE && file->flags & O_APPEND)
 		n = write_page(r, file, r->arg, in->size, (off_t)in->offset);
 	else
 		n = write_full(fd, r->arg, in->size, (off_t)in->offset, 0);
+	if (kill)
+		zc_as_self(r);
 	if (n < 0)
 		return (int)n;
 	atomic_fetch_add_explicit(&r->s->bytes_written, (uint64_t)n, memory_order_relaxed);
@@ -193,6 +195,8 @@ static ssize_t copy_range(struct zc_req *r)
 	if (from < 0 || to < 0)
 		return from < 0 ? from : to;
 	int err = zc_check_writable(r);
+	if (r->hdr.uid) /* no flag comes with this one */
+		zc_fsetid_off(r->w);
 	return err ? err
 		   : ZC_SYS("copy_file_range",
 			    copy_file_range(from, &off_in, to, &off_out, in->len, 0));
