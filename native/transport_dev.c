@@ -77,7 +77,7 @@ static int dev_next(struct zc_worker *w)
 
 const struct zc_transport zc_transport_dev = {
 	.name = "dev",
-	.keep_idle = 2,
+	.keep_idle = 1,
 	.start = dev_start,
 	.next = dev_next,
 	.reply = dev_reply,
