@@ -26,16 +26,32 @@ static int set_groups(size_t n, const uint32_t *groups)
 	return ZC_SYSI("setgroups", syscall(SYS_setgroups, n, groups));
 }
 
+static void fsetid_set(struct zc_cred *c, bool off)
+{
+	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+	struct __user_cap_data_struct d[2] = {c->caps[0], c->caps[1]};
+	if (off)
+		d[0].effective &= ~(1u << CAP_FSETID);
+	syscall(SYS_capset, &h, d);
+	c->no_fsetid = off;
+}
+
+/* A thread inherits whatever the thread that started it was at that moment: perhaps somebody else,
+ * perhaps without CAP_FSETID. So this starts from what the process is allowed, not from what is. */
 void zc_cred_init(struct zc_cred *c)
 {
-	c->can = geteuid() == 0 && !unshare(CLONE_FS);
-	c->as_other = false;
+	*c = (struct zc_cred){.can = geteuid() == 0 && !unshare(CLONE_FS)};
 	if (!c->can)
 		return;
-	umask(0);
-	set_groups(0, NULL);
 	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
 	c->can = !syscall(SYS_capget, &h, c->caps);
+	syscall(SYS_setfsuid, 0);
+	syscall(SYS_setfsgid, 0);
+	set_groups(0, NULL);
+	umask(0);
+	for (unsigned i = 0; i < 2; i++)
+		c->caps[i].effective = c->caps[i].permitted;
+	fsetid_set(c, false);
 }
 
 /* The supplementary group that the kernel sent with a create, if any. Sizes were checked. */
@@ -87,16 +103,6 @@ void zc_as_self(struct zc_req *r)
 		set_groups(0, NULL);
 	}
 	c->as_other = c->as_user = false;
-}
-
-static void fsetid_set(struct zc_cred *c, bool off)
-{
-	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
-	struct __user_cap_data_struct d[2] = {c->caps[0], c->caps[1]};
-	if (off)
-		d[0].effective &= ~(1u << CAP_FSETID);
-	syscall(SYS_capset, &h, d);
-	c->no_fsetid = off;
 }
 
 void zc_fsetid_off(struct zc_worker *w)

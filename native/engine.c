@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ops.h"
@@ -79,6 +80,17 @@ static int engine_open_locked(struct zc_req *r, struct zc_file *file, int fd,
 	return 0;
 }
 
+/* Whether the source may have been changed since the kernel was last told of it. Two changes within
+ * a tick of the clock can have one time, so what is that young is not trusted. */
+static bool is_changed(const struct zc_inode *inode, const struct statx *stx)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
+	int64_t age = (now.tv_sec - stx->stx_mtime.tv_sec) * 1000 +
+		      (now.tv_nsec - (int64_t)stx->stx_mtime.tv_nsec) / 1000000;
+	return atomic_load(&inode->told) != zc_told_of(stx) || age < 20;
+}
+
 /* Tells the kernel that its attributes are old, or drops its cached data, where the source has
  * changed since it was last told: close-to-open. */
 static void revalidate(struct zc_req *r, struct zc_file *file, int fd, struct fuse_open_out *out)
@@ -88,7 +100,7 @@ static void revalidate(struct zc_req *r, struct zc_file *file, int fd, struct fu
 	if (unseen)
 		atomic_fetch_add(&inode->unseen_writers, 1);
 	struct statx stx;
-	bool same = !zc_stat_fd(fd, &stx) && atomic_load(&inode->told) == zc_told_of(&stx);
+	bool same = !zc_stat_fd(fd, &stx) && !is_changed(inode, &stx);
 	if (same && file->engine == &zc_engine_buffered && !(out->open_flags & FOPEN_DIRECT_IO))
 		out->open_flags |= FOPEN_KEEP_CACHE;
 	if (!same || unseen)
@@ -101,6 +113,18 @@ static int look_open(struct zc_session *s, struct zc_inode *inode, bool *registr
 {
 	*registrable |= !__atomic_load_n(&inode->opened, __ATOMIC_RELAXED);
 	return zc_inode_open(s->inodes, inode, *registrable ? O_RDONLY | O_NONBLOCK : O_PATH);
+}
+
+void zc_file_refresh(struct zc_req *r, struct zc_file *file)
+{
+	struct zc_inode *inode = file->inode;
+	int fd = atomic_load(&file->fd);
+	struct statx stx;
+	if (file->engine != &zc_engine_buffered || fd < 0 || zc_stat_fd(fd, &stx) ||
+	    !is_changed(inode, &stx))
+		return;
+	zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, inode));
+	atomic_store(&inode->told, zc_told_of(&stx));
 }
 
 static int open_with(struct zc_req *r, struct zc_file *file, struct fuse_open_out *out)

@@ -237,13 +237,21 @@ struct handle_buf {
 	uint8_t bytes[MAX_HANDLE_SZ];
 };
 
+/* -ENOMEM also means that the inode number is just being given to a new file (ext4): a moment later
+ * the handle is stale or it was memory indeed. */
 static int open_handle(struct zc_inode_table *t, struct zc_inode *inode, int flags)
 {
 	struct handle_buf b = {.h = {.handle_bytes = inode->handle_len,
 				     .handle_type = inode->handle_type}};
+	int fd = -ENOMEM;
 	memcpy(b.h.f_handle, inode->handle, inode->handle_len);
-	return ZC_SYSI("open_by_handle_at", open_by_handle_at(t->mounts[inode->mount].fd, &b.h,
-							      flags | O_CLOEXEC));
+	for (unsigned tries = 0; fd == -ENOMEM && tries < 10; tries++) {
+		if (tries)
+			usleep(100);
+		fd = ZC_SYSI("open_by_handle_at",
+			     open_by_handle_at(t->mounts[inode->mount].fd, &b.h, flags | O_CLOEXEC));
+	}
+	return fd == -ENOMEM ? -ESTALE : fd;
 }
 
 static int open_path(struct zc_inode_table *t, struct zc_inode *inode)

@@ -205,6 +205,9 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 		 struct fuse_open_out *out);
 void zc_file_close(struct zc_session *s, struct zc_file *file);
 int zc_file_fd(struct zc_session *s, struct zc_file *file); /* >= 0, stays with the file */
+/* After a lock was granted: whoever held it before, on the source, may have written. Drops the
+ * kernel's cached data if the source has changed. */
+void zc_file_refresh(struct zc_req *r, struct zc_file *file);
 static inline struct zc_file *zc_file_of(uint64_t fh)
 {
 	return (struct zc_file *)(uintptr_t)fh;
@@ -364,6 +367,8 @@ void zc_degrade(struct zc_session *s, const char *what, const char *fmt, ...)
 void zc_session_end(struct zc_session *s);
 /* Attribute-only invalidation; never blocks. */
 void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid);
+/* And of all cached data; may wait for pages that are being read or written by other workers. */
+void zc_notify_inval_data(struct zc_session *s, uint64_t nodeid);
 static inline bool zc_has(const struct zc_session *s, uint64_t feature)
 {
 	return (s->features & feature) == feature;

@@ -54,12 +54,22 @@ void zc_session_end(struct zc_session *s)
 		zc_log("the end cannot be told: %s", strerror(errno));
 }
 
-void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid)
+static void notify_inval(struct zc_session *s, uint64_t nodeid, int64_t off)
 {
-	struct fuse_notify_inval_inode_out n = {.ino = nodeid, .off = -1};
+	struct fuse_notify_inval_inode_out n = {.ino = nodeid, .off = off};
 	struct fuse_out_header h = {.len = sizeof(h) + sizeof(n), .error = FUSE_NOTIFY_INVAL_INODE};
 	struct iovec iov[2] = {{&h, sizeof(h)}, {&n, sizeof(n)}};
 	(void)ZC_SYS("writev", writev(s->fd, iov, 2)); /* -ENOENT: it holds none */
+}
+
+void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid)
+{
+	notify_inval(s, nodeid, -1);
+}
+
+void zc_notify_inval_data(struct zc_session *s, uint64_t nodeid)
+{
+	notify_inval(s, nodeid, 0);
 }
 
 /* the source ------------------------------------------------------------------------------- */
