@@ -80,15 +80,21 @@ static int engine_open_locked(struct zc_req *r, struct zc_file *file, int fd,
 	return 0;
 }
 
-/* Whether the source may have been changed since the kernel was last told of it. Two changes within
- * a tick of the clock can have one time, so what is that young is not trusted. */
+/* Whether the attributes are other than the kernel was last told. */
 static bool is_changed(const struct zc_inode *inode, const struct statx *stx)
+{
+	return atomic_load(&inode->told) != zc_told_of(stx);
+}
+
+/* Two changes within a tick of the clock can have one time: data that young may have changed even
+ * where the times are the same. */
+static bool is_young(const struct statx *stx)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
 	int64_t age = (now.tv_sec - stx->stx_mtime.tv_sec) * 1000 +
 		      (now.tv_nsec - (int64_t)stx->stx_mtime.tv_nsec) / 1000000;
-	return atomic_load(&inode->told) != zc_told_of(stx) || age < 20;
+	return age < 20;
 }
 
 /* Tells the kernel that its attributes are old, or drops its cached data, where the source has
@@ -101,7 +107,8 @@ static void revalidate(struct zc_req *r, struct zc_file *file, int fd, struct fu
 		atomic_fetch_add(&inode->unseen_writers, 1);
 	struct statx stx;
 	bool same = !zc_stat_fd(fd, &stx) && !is_changed(inode, &stx);
-	if (same && file->engine == &zc_engine_buffered && !(out->open_flags & FOPEN_DIRECT_IO))
+	if (same && file->engine == &zc_engine_buffered && !(out->open_flags & FOPEN_DIRECT_IO) &&
+	    !is_young(&stx))
 		out->open_flags |= FOPEN_KEEP_CACHE;
 	if (!same || unseen)
 		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
@@ -121,7 +128,7 @@ void zc_file_refresh(struct zc_req *r, struct zc_file *file)
 	int fd = atomic_load(&file->fd);
 	struct statx stx;
 	if (file->engine != &zc_engine_buffered || fd < 0 || zc_stat_fd(fd, &stx) ||
-	    !is_changed(inode, &stx))
+	    (!is_changed(inode, &stx) && !is_young(&stx)))
 		return;
 	zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, inode));
 	atomic_store(&inode->told, zc_told_of(&stx));
