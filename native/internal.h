@@ -48,6 +48,7 @@ struct zc_inode {
 	uint64_t nlookup;	/* under the shard lock */
 	uint64_t ino;		/* the source's, as told to applications */
 	_Atomic uint64_t told;	/* digest of size, mtime and ctime last told to the kernel */
+	uint64_t seen;		/* the same, of the data in the kernel's cache; under the inode lock */
 	_Atomic uint32_t unseen_writers; /* open for writing where we do not see the writes */
 	struct zc_opened *opened; /* while open; under the inode lock */
 	uint32_t hash, hash_next;
@@ -55,6 +56,7 @@ struct zc_inode {
 	uint16_t fmt;		/* S_IFMT */
 	uint16_t mount;		/* index of the source mount */
 	bool by_path;		/* located by parent and name, not by handle */
+	bool seen_own;		/* `seen` is from a change of our own */
 	uint8_t handle_len;
 	int32_t handle_type;
 	union {
@@ -183,6 +185,8 @@ struct zc_opened {
 	uint32_t count, writers;
 	const struct zc_engine *engine;
 	int32_t backing_id;
+	uint32_t changes; /* of our own under way */
+	bool clean;	  /* nobody else had changed the source when the first of them began */
 	struct zc_lock_owner *locks;
 };
 
@@ -208,6 +212,10 @@ int zc_file_fd(struct zc_session *s, struct zc_file *file); /* >= 0, stays with 
 /* After a lock was granted: whoever held it before, on the source, may have written. Drops the
  * kernel's cached data if the source has changed. */
 void zc_file_refresh(struct zc_req *r, struct zc_file *file);
+/* Bracket a change of the file's data that the kernel asked for: its cache holds that change, which
+ * must not be taken for somebody else's. */
+void zc_change_begin(struct zc_session *s, struct zc_file *file, int fd);
+void zc_change_end(struct zc_session *s, struct zc_file *file, int fd);
 static inline struct zc_file *zc_file_of(uint64_t fh)
 {
 	return (struct zc_file *)(uintptr_t)fh;

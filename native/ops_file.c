@@ -126,6 +126,7 @@ int zc_op_WRITE(struct zc_req *r)
 	if (n < 0)
 		return (int)n;
 	bool kill = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
+	zc_change_begin(r->s, file, fd);
 	if (kill)
 		zc_no_privilege(r);
 	else
@@ -136,6 +137,7 @@ int zc_op_WRITE(struct zc_req *r)
 		n = write_full(fd, r->arg, in->size, (off_t)in->offset, 0);
 	if (kill)
 		zc_as_self(r);
+	zc_change_end(r->s, file, fd);
 	if (n < 0)
 		return (int)n;
 	atomic_fetch_add_explicit(&r->s->bytes_written, (uint64_t)n, memory_order_relaxed);
@@ -162,13 +164,17 @@ int zc_op_SYNCFS(struct zc_req *r)
 int zc_op_FALLOCATE(struct zc_req *r)
 {
 	const struct fuse_fallocate_in *in = r->in;
-	int fd = zc_file_fd(r->s, zc_file_of(in->fh));
+	struct zc_file *file = zc_file_of(in->fh);
+	int fd = zc_file_fd(r->s, file);
 	int err = fd < 0 ? fd : zc_check_writable(r);
 	if (err)
 		return err;
 	zc_fsetid_off(r->w);
-	return ZC_SYSI("fallocate",
-		       fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));
+	zc_change_begin(r->s, file, fd);
+	err = ZC_SYSI("fallocate",
+		      fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));
+	zc_change_end(r->s, file, fd);
+	return err;
 }
 
 int zc_op_LSEEK(struct zc_req *r)
@@ -189,17 +195,19 @@ int zc_op_LSEEK(struct zc_req *r)
 static ssize_t copy_range(struct zc_req *r)
 {
 	const struct fuse_copy_file_range_in *in = r->in;
-	int from = zc_file_fd(r->s, zc_file_of(in->fh_in));
-	int to = zc_file_fd(r->s, zc_file_of(in->fh_out));
+	struct zc_file *out = zc_file_of(in->fh_out);
+	int from = zc_file_fd(r->s, zc_file_of(in->fh_in)), to = zc_file_fd(r->s, out);
 	off_t off_in = (off_t)in->off_in, off_out = (off_t)in->off_out;
-	if (from < 0 || to < 0)
-		return from < 0 ? from : to;
-	int err = zc_check_writable(r);
+	int err = from < 0 ? from : to < 0 ? to : zc_check_writable(r);
+	if (err)
+		return err;
 	if (r->hdr.uid) /* no flag comes with this one */
 		zc_fsetid_off(r->w);
-	return err ? err
-		   : ZC_SYS("copy_file_range",
-			    copy_file_range(from, &off_in, to, &off_out, in->len, 0));
+	zc_change_begin(r->s, out, to);
+	ssize_t n = ZC_SYS("copy_file_range",
+			   copy_file_range(from, &off_in, to, &off_out, in->len, 0));
+	zc_change_end(r->s, out, to);
+	return n;
 }
 
 int zc_op_COPY_FILE_RANGE(struct zc_req *r)
