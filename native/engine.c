@@ -189,18 +189,6 @@ static int look_open(struct zc_session *s, struct zc_inode *inode, bool *registr
 	return zc_inode_open(s->inodes, inode, *registrable ? O_RDONLY | O_NONBLOCK : O_PATH);
 }
 
-void zc_file_refresh(struct zc_req *r, struct zc_file *file)
-{
-	struct zc_inode *inode = file->inode;
-	int fd = atomic_load(&file->fd);
-	struct statx stx;
-	if (file->engine != &zc_engine_buffered || fd < 0 || zc_stat_fd(fd, &stx) ||
-	    (!is_changed(inode, &stx) && !is_young(&stx)))
-		return;
-	zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, inode));
-	atomic_store(&inode->told, zc_told_of(&stx));
-}
-
 static int open_with(struct zc_req *r, struct zc_file *file, struct fuse_open_out *out)
 {
 	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, file->inode);
