@@ -209,17 +209,28 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 		 struct fuse_open_out *out);
 void zc_file_close(struct zc_session *s, struct zc_file *file);
 int zc_file_fd(struct zc_session *s, struct zc_file *file); /* >= 0, stays with the file */
-/* After a lock was granted: whoever held it before, on the source, may have written. Drops the
- * kernel's cached data if the source has changed. */
-void zc_file_refresh(struct zc_req *r, struct zc_file *file);
-/* Bracket a change of the file's data that the kernel asked for: its cache holds that change, which
- * must not be taken for somebody else's. */
-void zc_change_begin(struct zc_session *s, struct zc_file *file, int fd);
-void zc_change_end(struct zc_session *s, struct zc_file *file, int fd);
 static inline struct zc_file *zc_file_of(uint64_t fh)
 {
 	return (struct zc_file *)(uintptr_t)fh;
 }
+
+static inline bool zc_is_writer(int flags)
+{
+	return (flags & O_ACCMODE) != O_RDONLY;
+}
+
+/* coherence.c ---------------------------------------------------------------------------- */
+
+/* At an open: tells the kernel to ask for attributes again, or not to keep its cached data, where
+ * the source has changed since it was last told. `fd`: any descriptor of the inode. */
+void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse_open_out *out);
+/* After a lock was granted: whoever held it before, on the source, may have written. Drops the
+ * kernel's cached data if the source has changed. */
+void zc_lock_refresh(struct zc_req *r, struct zc_file *file);
+/* Bracket a change of the file's data that the kernel asked for: its cache holds that change, which
+ * must not be taken for somebody else's. */
+void zc_change_begin(struct zc_session *s, struct zc_file *file, int fd);
+void zc_change_end(struct zc_session *s, struct zc_file *file, int fd);
 
 /* lock.c --------------------------------------------------------------------------------- */
 

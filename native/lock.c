@@ -216,7 +216,7 @@ static int set_lock(struct zc_req *r, bool wait)
 	const struct fuse_lk_in *in = r->in;
 	int err = in->lk_flags & FUSE_LK_FLOCK ? set_flock(r, in, wait) : set_posix(r, in, wait);
 	if (!err && in->lk.type != F_UNLCK)
-		zc_file_refresh(r, zc_file_of(in->fh));
+		zc_lock_refresh(r, zc_file_of(in->fh));
 	return err;
 }
 

@@ -427,14 +427,24 @@ static void run(struct zc_session *s, int signals)
 	}
 }
 
+/* Whether the connection was aborted (by root, by a time-out) rather than unmounted. */
+static bool was_aborted(const struct zc_session *s)
+{
+	struct pollfd p = {.fd = s->fd, .events = POLLIN};
+	char byte;
+	return poll(&p, 1, 0) == 1 && p.revents & POLLERR && read(s->fd, &byte, 1) < 0 &&
+	       errno == ECONNABORTED;
+}
+
 static void stop(struct zc_session *s)
 {
 	unsigned major, minor;
 	atomic_store(&s->ended, true);
 	zc_relay_destroy(s->relay);
 	zc_control_destroy(s->control);
-	/* aborted from outside: the dead mount goes too */
-	if (!zc_mount_device(s->opt.mountpoint, &major, &minor) && minor == s->dev_minor)
+	/* A dead mount goes too. Only then: the number of one that is gone may be another's already. */
+	if (was_aborted(s) && !zc_mount_device(s->opt.mountpoint, &major, &minor) &&
+	    minor == s->dev_minor)
 		zc_unmount(&s->opt, true);
 }
 

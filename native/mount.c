@@ -46,7 +46,14 @@ static int mount_direct(const struct zc_options *o, char *err, size_t err_len)
 			 fd == -ENOENT ? " (is the fuse module loaded? try: modprobe fuse)" : "");
 		return fd;
 	}
-	int r = ZC_SYSI("stat", stat(o->mountpoint, &st));
+	int r = ZC_SYSI("fstat", fstat(fd, &st));
+	if (!r && !S_ISCHR(st.st_mode)) {
+		snprintf(err, err_len, "/dev/fuse is not a device (mknod /dev/fuse c 10 229)");
+		close(fd);
+		return -ENODEV;
+	}
+	if (!r)
+		r = ZC_SYSI("stat", stat(o->mountpoint, &st));
 	if (!r) {
 		snprintf(data, sizeof(data), "fd=%d,rootmode=%o,user_id=0,group_id=0,default_permissions%s",
 			 fd, st.st_mode & S_IFMT, o->allow_other ? ",allow_other" : "");
@@ -107,7 +114,8 @@ static int mount_helper(const struct zc_options *o, char *err, size_t err_len)
 		r = receive_fd(pair[1]);
 		waitpid(pid, &status, 0);
 		if (r < 0)
-			snprintf(err, err_len, "%s cannot be mounted on: fusermount3 refused",
+			snprintf(err, err_len, "%s cannot be mounted on: fusermount3 refused, as it says; may this user "
+				 "open /dev/fuse (chmod 666 /dev/fuse) and write to the mount point?",
 				 o->mountpoint);
 	}
 	close(pair[1]);

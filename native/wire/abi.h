@@ -94,6 +94,7 @@ enum fuse_opcode { ZC_OPCODES(X) FUSE_OPCODE_END = 64 };
 #define FUSE_ASYNC_DIO (1ULL << 15)
 #define FUSE_PARALLEL_DIROPS (1ULL << 18)
 #define FUSE_POSIX_ACL (1ULL << 20)
+#define FUSE_ABORT_ERROR (1ULL << 21)
 #define FUSE_MAX_PAGES (1ULL << 22)
 #define FUSE_CACHE_SYMLINKS (1ULL << 23)
 #define FUSE_HANDLE_KILLPRIV_V2 (1ULL << 28)
