@@ -1,0 +1,106 @@
+"""--json: stable, documented keys, as zcfs/schemas/ has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import jsonschema
+import pytest
+
+from .conftest import Site
+
+NAMES = ("list", "status", "stats", "probe", "bench")
+
+
+def schema(name: str) -> dict[str, Any]:
+    text = resources.files("zcfs").joinpath(f"schemas/{name}.json").read_text()
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def check(name: str, document: object) -> None:
+    rules = schema(name)
+    jsonschema.Draft202012Validator(rules).validate(document)
+
+
+def undocumented(rules: dict[str, Any], document: object, at: str = "") -> Iterator[str]:
+    """The keys of `document` that the schema does not describe."""
+    if isinstance(document, dict):
+        known = rules.get("properties", {})
+        for key, value in document.items():
+            inner = known.get(key, rules.get("additionalProperties"))
+            if not isinstance(inner, dict):
+                yield f"{at}/{key}"
+            else:
+                yield from undocumented(inner, value, f"{at}/{key}")
+    elif isinstance(document, list):
+        for item in document:
+            yield from undocumented(rules.get("items", {}), item, at)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schemas_are_schemas_and_describe_every_key(name: str) -> None:
+    rules = schema(name)
+    jsonschema.Draft202012Validator.check_schema(rules)
+
+    def walk(node: dict[str, Any], at: str) -> Iterator[str]:
+        for key, value in node.get("properties", {}).items():
+            if "description" not in value and value.get("type") != "object":
+                yield f"{at}/{key}"
+            yield from walk(value, f"{at}/{key}")
+
+    assert list(walk(rules, "")) == []
+
+
+@pytest.mark.parametrize("name", ["status", "stats"])
+def test_of_a_mount(mounted: Site, name: str) -> None:
+    (mounted.point / "file").read_text()
+    document = mounted.json(name, mounted.point)
+    check(name, document)
+    assert list(undocumented(schema(name), document)) == []
+
+
+def test_list(mounted: Site) -> None:
+    document = mounted.json("list")
+    check("list", document)
+    row = next(r for r in document["mounts"] if r["mountpoint"] == str(mounted.point))
+    assert row["state"] == "serving"
+    assert row["source"] == str(mounted.source)
+
+
+def test_probe(site: Site) -> None:
+    document = site.json("probe", site.source)
+    check("probe", document)
+    names = {row["name"] for row in document["checks"]}
+    wanted = {"fuse", "passthrough", "io_uring", "fuse_io_uring", "o_direct", "memlock"}
+    assert wanted | {"huge_pages", "dma_bounce", "control_plane"} <= names
+    assert all(row["reason"] for row in document["checks"])
+
+
+def test_probe_for_people_has_a_line_a_check(site: Site) -> None:
+    lines = site.run("probe", site.source).stdout.splitlines()
+    assert len(lines) == len(site.json("probe", site.source)["checks"])
+    assert all(line[0] in "✓✗?" for line in lines)
+
+
+@pytest.mark.limit(120)
+def test_bench(site: Site) -> None:
+    words = ["--cell", "warm-randread", "--runs", "1", "--runtime", "0.2", "--size", "8"]
+    document = site.json("bench", site.source, *words)
+    check("bench", document)
+    assert [cell["name"] for cell in document["cells"]] == ["warm-randread"]
+    assert not site.is_mounted()
+    assert [p.name for p in site.source.iterdir()] == ["file"]
+
+
+@pytest.mark.limit(120)
+def test_bench_of_a_job_file(site: Site) -> None:
+    job = site.base / "two.fio"
+    job.write_text("[global]\nbs=4k\nsize=1m\n[first]\nrw=write\n[second]\nstonewall\nrw=read\n")
+    document = site.json("bench", site.source, "--job", job, "--runs", "1")
+    check("bench", document)
+    assert [cell["name"] for cell in document["cells"]] == ["first", "second"]
+    assert [p.name for p in site.source.iterdir()] == ["file"]

@@ -1,0 +1,61 @@
+"""Show how a mount is served: engine, transport, threads, open files, and what was degraded.
+
+--json: zcfs/schemas/status.json."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from zcfs import control
+from zcfs.cli.common import find_mount, print_json, seconds
+
+HELP = "show how a mount is served, and what was degraded"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    status = control.query(find_mount(args.mountpoint), "status")
+    if args.json:
+        print_json(status)
+    else:
+        for name, value in lines(status):
+            print(f"{name:<14} {value}")
+    return 0
+
+
+def lines(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The status for people, as (name, value)."""
+    access = "read-only" if status.get("read_only") else "read-write"
+    access += ", other users allowed" if status.get("allow_other") else ""
+    yield "source", f"{status.get('source')}"
+    yield "mount point", f"{status.get('mountpoint')} ({access}; device {status.get('device')})"
+    daemon = f"zcfsd {status.get('version')}, pid {status.get('pid')}"
+    yield (
+        "daemon",
+        f"{daemon}, up {seconds(status.get('uptime_s', 0))}, FUSE {status.get('protocol')}",
+    )
+    yield "engine", str(status.get("engine"))
+    for name, engine in status.get("engines", {}).items():
+        yield f"  {name}", f"{engine.get('open_files', 0)} open files"
+    yield "transport", f"{status.get('transport')}, {status.get('threads')} threads"
+    yield "locks", str(status.get("locks"))
+    plane = status.get("control_plane", {})
+    yield "control plane", f"{plane.get('state')}, restarted {plane.get('restarts', 0)} times"
+    yield "inodes", f"{status.get('inodes')} ({status.get('descriptors')} descriptors)"
+    yield from features(status.get("features", {}))
+    for item in status.get("degradations", ()):
+        yield "degraded", f"{item.get('what')}: {item.get('reason')}"
+
+
+def features(granted: dict[str, bool]) -> Iterator[tuple[str, str]]:
+    """Which features the kernel has granted, and which not."""
+    for name, wanted in (("features", True), ("not granted", False)):
+        names = [feature for feature, has in granted.items() if has is wanted]
+        if names:
+            yield name, " ".join(names)
