@@ -309,7 +309,7 @@ void zc_relay_destroy(struct zc_relay *relay); /* ends the child; NULL is fine *
 int zc_relay_serve(struct zc_req *r);
 void zc_relay_forget(struct zc_relay *relay, uint64_t nodeid, uint64_t nlookup);
 struct zc_relay_status {
-	const char *state; /* running, restarting */
+	const char *state; /* starting, running, restarting */
 	pid_t pid;
 	uint64_t restarts, requests, outstanding;
 };

@@ -1060,7 +1060,7 @@ void zc_relay_destroy(struct zc_relay *relay)
 void zc_relay_status(struct zc_relay *relay, struct zc_relay_status *out)
 {
 	pthread_mutex_lock(&relay->lock);
-	out->state = relay->link ? "running" : "restarting";
+	out->state = relay->link ? "running" : relay->restarts ? "restarting" : "starting";
 	out->pid = relay->pid;
 	out->restarts = relay->restarts;
 	out->requests = relay->requests;
