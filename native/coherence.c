@@ -58,6 +58,18 @@ void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse
 		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
 }
 
+void zc_open_made(struct zc_req *r, struct zc_file *file)
+{
+	struct zc_inode *inode = file->inode;
+	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, inode);
+	if (zc_is_writer(file->flags) && file->engine == &zc_engine_kernel)
+		atomic_fetch_add(&inode->unseen_writers, 1);
+	pthread_mutex_lock(lock);
+	inode->seen = atomic_load(&inode->told);
+	inode->seen_own = true;
+	pthread_mutex_unlock(lock);
+}
+
 void zc_lock_refresh(struct zc_req *r, struct zc_file *file)
 {
 	struct zc_inode *inode = file->inode;
@@ -84,6 +96,7 @@ void zc_change_begin(struct zc_session *s, struct zc_file *file, int fd)
 	struct zc_opened *o = file->inode->opened;
 	if (o->changes++ == 0)
 		o->clean = known && file->inode->seen == zc_told_of(&stx);
+	o->set_id |= known && stx.stx_mode & (S_ISUID | S_ISGID);
 	pthread_mutex_unlock(lock);
 }
 
@@ -100,5 +113,11 @@ void zc_change_end(struct zc_session *s, struct zc_file *file, int fd)
 		inode->seen = zc_told_of(&stx);
 		inode->seen_own = true;
 	}
+	/* the kernel takes the size and the times of a file it has written to for changed, not the mode */
+	bool dropped = known && inode->opened->set_id && !(stx.stx_mode & (S_ISUID | S_ISGID));
+	if (dropped)
+		inode->opened->set_id = false;
 	pthread_mutex_unlock(lock);
+	if (dropped)
+		zc_notify_inval_attr(s, zc_inode_id(s->inodes, inode));
 }

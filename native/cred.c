@@ -40,7 +40,10 @@ static void fsetid_set(struct zc_cred *c, bool off)
  * perhaps without CAP_FSETID. So this starts from what the process is allowed, not from what is. */
 void zc_cred_init(struct zc_cred *c)
 {
-	*c = (struct zc_cred){.can = geteuid() == 0 && !unshare(CLONE_FS)};
+	*c = (struct zc_cred){.own_umask = !unshare(CLONE_FS)};
+	if (c->own_umask)
+		umask(0);
+	c->can = c->own_umask && geteuid() == 0;
 	if (!c->can)
 		return;
 	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
@@ -48,7 +51,6 @@ void zc_cred_init(struct zc_cred *c)
 	syscall(SYS_setfsuid, 0);
 	syscall(SYS_setfsgid, 0);
 	set_groups(0, NULL);
-	umask(0);
 	for (unsigned i = 0; i < 2; i++)
 		c->caps[i].effective = c->caps[i].permitted;
 	fsetid_set(c, false);
@@ -76,9 +78,11 @@ static int caller_groups(const struct zc_req *r)
 int zc_as_caller(struct zc_req *r, uint32_t mask)
 {
 	struct zc_cred *c = &r->w->cred;
+	if (c->own_umask)
+		umask(mask & 0777);
 	if (!c->can)
 		return 0; /* one user's mount: everything is his anyway */
-	umask(mask & 0777);
+	zc_as_self(r);
 	if (r->hdr.uid == 0 && r->hdr.gid == 0)
 		return 0;
 	int err = caller_groups(r);
@@ -98,11 +102,12 @@ void zc_as_self(struct zc_req *r)
 	struct zc_cred *c = &r->w->cred;
 	if (c->as_other)
 		syscall(SYS_setfsgid, 0);
-	if (c->as_user) {
-		syscall(SYS_setfsuid, 0);
-		set_groups(0, NULL);
-	}
-	c->as_other = c->as_user = false;
+	c->as_other = false;
+	if (!c->as_user)
+		return;
+	syscall(SYS_setfsuid, 0); /* which raises CAP_FSETID again, too */
+	c->no_fsetid = false;
+	c->as_user = set_groups(0, NULL) != 0; /* if they stay, the next call tries again */
 }
 
 void zc_fsetid_off(struct zc_worker *w)
@@ -124,4 +129,14 @@ void zc_no_privilege(struct zc_req *r)
 		return;
 	r->w->cred.as_other = true;
 	syscall(SYS_setfsgid, r->hdr.gid);
+}
+
+bool zc_override(struct zc_req *r)
+{
+	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+	struct __user_cap_data_struct d[2];
+	if (!r->w->cred.as_user || syscall(SYS_capget, &h, d))
+		return false;
+	d[0].effective |= d[0].permitted & (1u << CAP_DAC_OVERRIDE);
+	return !syscall(SYS_capset, &h, d);
 }

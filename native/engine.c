@@ -31,10 +31,11 @@ static int source_open(struct zc_req *r, struct zc_inode *inode, int flags, bool
 	if (flags & O_TRUNC && r->hdr.uid == 0)
 		zc_fsetid_on(r->w);
 	else if (flags & O_TRUNC)
-		zc_fsetid_off(r->w);
+		zc_no_privilege(r);
 	int got = zc_inode_open(r->s->inodes, inode, source_flags(flags));
 	if (got == -EPERM && flags & O_NOATIME) /* only the owner may ask for it */
 		got = zc_inode_open(r->s->inodes, inode, source_flags(flags & ~O_NOATIME));
+	zc_as_self(r);
 	if (got < 0)
 		return got;
 	*fd = got;
@@ -82,7 +83,8 @@ static int look_open(struct zc_session *s, struct zc_inode *inode, bool *registr
 	return zc_inode_open(s->inodes, inode, *registrable ? O_RDONLY | O_NONBLOCK : O_PATH);
 }
 
-static int open_with(struct zc_req *r, struct zc_file *file, struct fuse_open_out *out)
+/* `made`: by this request, which tells the kernel all there is to know. */
+static int open_with(struct zc_req *r, struct zc_file *file, bool made, struct fuse_open_out *out)
 {
 	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, file->inode);
 	ZC_CLOSE(look);
@@ -102,7 +104,10 @@ static int open_with(struct zc_req *r, struct zc_file *file, struct fuse_open_ou
 	}
 	if (err)
 		return err;
-	zc_open_refresh(r, file, fd < 0 ? look.fd : fd, out);
+	if (made)
+		zc_open_made(r, file);
+	else
+		zc_open_refresh(r, file, fd < 0 ? look.fd : fd, out);
 	if (fd < 0 && file->engine->needs_fd) { /* degraded to an engine that reads through us */
 		atomic_store(&file->fd, look.fd);
 		look.fd = -1;
@@ -121,6 +126,7 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 		return -ENOMEM;
 	}
 	*out = (struct fuse_open_out){.fh = (uintptr_t)file};
+	bool made = fd >= 0;
 	int err = fd < 0 ? source_open(r, inode, flags, s->engine->needs_fd, &fd) : 0;
 	if (err) {
 		free(file);
@@ -130,7 +136,7 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 	file->inode = inode;
 	file->flags = flags;
 	atomic_init(&file->fd, fd);
-	err = open_with(r, file, out);
+	err = open_with(r, file, made, out);
 	if (err) {
 		if (fd >= 0)
 			close(fd);
@@ -153,15 +159,15 @@ void zc_file_close(struct zc_session *s, struct zc_file *file)
 	pthread_mutex_lock(lock);
 	struct zc_opened *o = inode->opened;
 	o->writers -= zc_is_writer(file->flags);
-	if (--o->count == 0) {
-		o->engine->last_close(s, o);
+	if (--o->count == 0)
 		inode->opened = NULL;
-	} else {
+	else
 		o = NULL;
-	}
 	pthread_mutex_unlock(lock);
-	if (o)
+	if (o) { /* outside the lock: the last close of a deleted file takes its time */
+		o->engine->last_close(s, o);
 		zc_locks_destroy(o);
+	}
 	free(o);
 	atomic_fetch_sub(&s->open_files[file->engine->index], 1);
 	if (atomic_load(&file->fd) >= 0)

@@ -43,7 +43,7 @@ struct chunk {
 };
 
 struct source_mount {
-	uint64_t dev;
+	uint64_t dev, id; /* a filesystem may be mounted twice, once read-only */
 	int fd; /* for open_by_handle_at; -1: no handles there */
 };
 
@@ -87,9 +87,13 @@ static int chunk_with_room_locked(struct zc_inode_table *t, uint32_t *out)
 	if (t->partial == NONE) {
 		if (t->chunk_count == MAX_CHUNKS)
 			return -ENFILE;
-		t->chunks[t->chunk_count] =
+		uint32_t n = t->chunk_count;
+		if (mprotect(t->slots + (size_t)n * CHUNK_BYTES, CHUNK_BYTES, PROT_READ | PROT_WRITE))
+			return -errno;
+		t->chunks[n] =
 			(struct chunk){.free_head = NONE, .next_partial = NONE, .listed = true};
-		t->partial = t->chunk_count++;
+		t->partial = n;
+		__atomic_store_n(&t->chunk_count, n + 1, __ATOMIC_RELEASE);
 	}
 	*out = t->partial;
 	return 0;
@@ -97,7 +101,7 @@ static int chunk_with_room_locked(struct zc_inode_table *t, uint32_t *out)
 
 static int slot_alloc(struct zc_inode_table *t, struct zc_inode **out)
 {
-	uint32_t c;
+	uint32_t c = 0;
 	pthread_mutex_lock(&t->lock);
 	int err = chunk_with_room_locked(t, &c);
 	if (err) {
@@ -117,6 +121,7 @@ static int slot_alloc(struct zc_inode_table *t, struct zc_inode **out)
 	}
 	struct zc_inode *inode = slot_of(t, n);
 	memset(inode, 0, sizeof(*inode));
+	inode->ring_pos = NONE;
 	inode->generation = ++t->generation;
 	pthread_mutex_unlock(&t->lock);
 	atomic_fetch_add(&t->count, 1);
@@ -152,30 +157,28 @@ static int fdw_fd(uint64_t w)
 	return (int)(uint32_t)w - 1;
 }
 
-/* Takes the descriptor out if nobody holds it. */
-static void fd_evict(struct zc_inode_table *t, struct zc_inode *inode)
+/* Takes the descriptor out if nobody holds it, for the caller to close; else -1. */
+static int fd_evict(struct zc_inode_table *t, struct zc_inode *inode)
 {
 	uint64_t w = atomic_load(&inode->fdw);
-	if (w == 0 || w >> 32)
-		return;
-	if (!atomic_compare_exchange_strong(&inode->fdw, &w, 0))
-		return;
-	close(fdw_fd(w));
+	if (w == 0 || w >> 32 || !atomic_compare_exchange_strong(&inode->fdw, &w, 0))
+		return -1;
 	atomic_fetch_sub(&t->cached, 1);
+	return fdw_fd(w);
 }
 
 /* Enters the inode in the ring, and evicts whoever stood there. */
 static void ring_enter(struct zc_inode_table *t, struct zc_inode *inode)
 {
+	int fd = -1;
 	pthread_mutex_lock(&t->lock);
-	for (unsigned tries = 0; tries < 64; tries++) {
+	for (unsigned tries = 0; tries < 64 && fd < 0; tries++) {
 		uint32_t pos = t->ring_hand++ % t->ring_size;
 		uint32_t old = t->ring[pos];
-		if (old != NONE) {
-			struct zc_inode *other = slot_of(t, old);
-			if (other->ring_pos == pos && other != inode)
-				fd_evict(t, other);
-			if (other->ring_pos == pos && atomic_load(&other->fdw) && other != inode)
+		struct zc_inode *other = old == NONE ? inode : slot_of(t, old);
+		if (other != inode && other->ring_pos == pos) {
+			fd = fd_evict(t, other);
+			if (fd < 0 && atomic_load(&other->fdw))
 				continue; /* in use: look further */
 		}
 		t->ring[pos] = number_of(t, inode);
@@ -183,6 +186,8 @@ static void ring_enter(struct zc_inode_table *t, struct zc_inode *inode)
 		break;
 	}
 	pthread_mutex_unlock(&t->lock);
+	if (fd >= 0)
+		close(fd);
 }
 
 static bool keeps_fd(const struct zc_inode *inode)
@@ -254,35 +259,64 @@ static int open_handle(struct zc_inode_table *t, struct zc_inode *inode, int fla
 	return fd == -ENOMEM ? -ESTALE : fd;
 }
 
-static int open_path(struct zc_inode_table *t, struct zc_inode *inode)
+static uint64_t btime_of(const struct statx *stx)
+{
+	return (uint64_t)stx->stx_btime.tv_sec * 1000000000ULL + stx->stx_btime.tv_nsec;
+}
+
+static bool is_same(const struct zc_inode *inode, const struct statx *stx)
+{
+	return stx->stx_ino == inode->ino && btime_of(stx) == inode->path.btime &&
+	       (stx->stx_mode & S_IFMT) == inode->fmt &&
+	       gnu_dev_makedev(stx->stx_dev_major, stx->stx_dev_minor) == inode->path.dev;
+}
+
+/* Where an inode by path is now: its parent, with a reference, and a copy of its name. */
+static int place_of(struct zc_inode_table *t, struct zc_inode *inode, struct zc_inode **parent,
+		    char **name)
+{
+	pthread_mutex_t *lock = &t->shard[inode->hash % SHARDS];
+	pthread_mutex_lock(lock);
+	*parent = zc_inode_get(t, inode->path.parent);
+	*name = *parent ? strdup(inode->path.name) : NULL;
+	pthread_mutex_unlock(lock);
+	if (!*parent)
+		return -ESTALE;
+	if (*name)
+		return 0;
+	zc_inode_put(t, *parent);
+	return -ENOMEM;
+}
+
+static int open_at(struct zc_inode_table *t, const struct zc_inode *inode, struct zc_inode *parent,
+		   const char *name)
 {
 	struct statx stx;
-	struct zc_inode *parent = zc_inode_get(t, inode->path.parent);
-	if (!parent)
-		return -ESTALE;
 	ZC_FD(dir);
 	int err = zc_inode_fd(t, parent, &dir);
-	int fd = err;
-	if (!err) {
-		pthread_mutex_lock(&t->shard[inode->hash % SHARDS]);
-		char *name = strdup(inode->path.name);
-		pthread_mutex_unlock(&t->shard[inode->hash % SHARDS]);
-		fd = name ? ZC_SYSI("openat", openat(dir.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC))
-			  : -ENOMEM;
-		free(name);
-	}
-	if (fd >= 0) {
-		err = ZC_SYSI("statx", statx(fd, "", AT_EMPTY_PATH, STATX_INO, &stx));
-		if (!err && (stx.stx_ino != inode->ino ||
-			     gnu_dev_makedev(stx.stx_dev_major, stx.stx_dev_minor) != inode->path.dev))
-			err = -ESTALE;
-		if (err) {
-			close(fd);
-			fd = err;
-		}
-	}
-	zc_inode_put(t, parent);
-	return fd == -ENOENT || fd == -ENOTDIR ? -ESTALE : fd;
+	if (err)
+		return err;
+	int fd = ZC_SYSI("openat", openat(dir.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC));
+	if (fd < 0)
+		return fd == -ENOENT || fd == -ENOTDIR ? -ESTALE : fd;
+	err = ZC_SYSI("statx", statx(fd, "", AT_EMPTY_PATH, ZC_STATX_MASK, &stx));
+	if (!err && is_same(inode, &stx))
+		return fd;
+	close(fd);
+	return err ? err : -ESTALE;
+}
+
+static int open_path(struct zc_inode_table *t, struct zc_inode *inode)
+{
+	struct zc_inode *parent;
+	char *name;
+	int err = place_of(t, inode, &parent, &name);
+	if (err)
+		return err;
+	int fd = open_at(t, inode, parent, name);
+	free(name);
+	zc_inode_put(t, parent); /* after open_at has let go of its descriptor */
+	return fd;
 }
 
 int zc_inode_fd(struct zc_inode_table *t, struct zc_inode *inode, struct zc_fd *out)
@@ -325,7 +359,8 @@ int zc_inode_open(struct zc_inode_table *t, struct zc_inode *inode, int flags)
 /* the hash --------------------------------------------------------------------------------- */
 
 struct key {
-	uint64_t dev, ino;
+	uint64_t dev, ino, btime;
+	uint16_t fmt;
 	uint32_t hash;
 	uint16_t mount;
 	bool by_path;
@@ -361,57 +396,74 @@ static bool key_equal(const struct zc_inode *i, const struct key *k)
 	if (i->hash != k->hash || i->by_path != k->by_path || i->mount != k->mount)
 		return false;
 	if (k->by_path)
-		return i->ino == k->ino && i->path.dev == k->dev;
+		return i->ino == k->ino && i->path.dev == k->dev &&
+		       i->path.btime == k->btime && i->fmt == k->fmt;
 	return i->handle_len == k->handle_len && i->handle_type == k->handle_type &&
 	       !memcmp(i->handle, k->handle, k->handle_len);
 }
 
-static int mount_find(const struct zc_inode_table *t, uint64_t dev)
+static uint64_t dev_of(const struct statx *stx)
+{
+	return gnu_dev_makedev(stx->stx_dev_major, stx->stx_dev_minor);
+}
+
+static int mount_find(const struct zc_inode_table *t, const struct statx *stx)
 {
 	unsigned n = atomic_load(&t->mount_count);
 	for (unsigned i = 0; i < n; i++)
-		if (t->mounts[i].dev == dev)
+		if (t->mounts[i].dev == dev_of(stx) && t->mounts[i].id == stx->stx_mnt_id)
 			return (int)i;
 	return -1;
 }
 
-/* The mount that `fd` lies on; a new one is entered. Handles work there if one can be opened. */
-static uint16_t mount_of(struct zc_inode_table *t, uint64_t dev, int fd, bool is_dir)
+/* A directory on the mount of `fd` by which handles can be opened, or -1. */
+static int handle_dir(int fd)
 {
-	int i = mount_find(t, dev);
+	struct handle_buf b = {.h = {.handle_bytes = ZC_HANDLE_BYTES}};
+	int mnt_id, probe = -1;
+	int dir = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		return -1;
+	if (!name_to_handle_at(dir, "", &b.h, &mnt_id, AT_EMPTY_PATH))
+		probe = open_by_handle_at(dir, &b.h, O_PATH | O_CLOEXEC);
+	if (probe >= 0) {
+		close(probe);
+		return dir;
+	}
+	close(dir);
+	return -1;
+}
+
+/* The mount that `fd` lies on; a new one is entered. */
+static uint16_t mount_of(struct zc_inode_table *t, const struct statx *stx, int fd)
+{
+	int i = mount_find(t, stx);
 	if (i >= 0)
 		return (uint16_t)i;
+	int dir = t->want_handles && S_ISDIR(stx->stx_mode) ? handle_dir(fd) : -1;
 	pthread_mutex_lock(&t->lock);
-	i = mount_find(t, dev);
 	unsigned n = atomic_load(&t->mount_count);
+	i = mount_find(t, stx);
 	if (i < 0 && n < MAX_MOUNTS) {
-		int dir = -1;
-		struct handle_buf b = {.h = {.handle_bytes = ZC_HANDLE_BYTES}};
-		int mnt_id, probe = -1;
-		if (t->want_handles && is_dir)
-			dir = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (dir >= 0 && !name_to_handle_at(dir, "", &b.h, &mnt_id, AT_EMPTY_PATH))
-			probe = open_by_handle_at(dir, &b.h, O_PATH | O_CLOEXEC);
-		if (dir >= 0 && probe < 0) {
-			close(dir);
-			dir = -1;
-		}
-		if (probe >= 0)
-			close(probe);
-		t->mounts[n] = (struct source_mount){.dev = dev, .fd = dir};
-		i = (int)n;
+		t->mounts[n] = (struct source_mount){dev_of(stx), stx->stx_mnt_id, dir};
 		atomic_store(&t->mount_count, n + 1);
+		i = (int)n;
+		dir = -1;
 	}
 	pthread_mutex_unlock(&t->lock);
+	if (dir >= 0)
+		close(dir);
 	return (uint16_t)(i < 0 ? MAX_MOUNTS - 1 : (unsigned)i);
 }
 
 static void key_init(struct zc_inode_table *t, int fd, const struct statx *stx, struct key *k)
 {
 	memset(k, 0, sizeof(*k));
-	k->dev = gnu_dev_makedev(stx->stx_dev_major, stx->stx_dev_minor);
+	k->dev = dev_of(stx);
 	k->ino = stx->stx_ino;
-	k->mount = mount_of(t, k->dev, fd, S_ISDIR(stx->stx_mode));
+	k->btime = btime_of(stx);
+	k->fmt = stx->stx_mode & S_IFMT;
+	k->mount = mount_of(t, stx, fd);
 	k->by_path = t->mounts[k->mount].fd < 0 || t->mounts[k->mount].dev != k->dev;
 }
 
@@ -422,16 +474,23 @@ static void key_handle(struct key *k, const struct file_handle *h)
 	memcpy(k->handle, h->f_handle, h->handle_bytes);
 }
 
-static void key_of(struct zc_inode_table *t, int fd, const struct statx *stx, struct key *k)
+/* Only a source that has no handles is located by path: a passing failure must not give the inode a
+ * second identity. */
+static int key_of(struct zc_inode_table *t, int fd, const struct statx *stx, struct key *k)
 {
 	struct handle_buf b = {.h = {.handle_bytes = ZC_HANDLE_BYTES}};
-	int mnt_id;
+	int mnt_id, err = 0;
 	key_init(t, fd, stx, k);
-	k->by_path |= ZC_SYSI("name_to_handle_at",
-			      name_to_handle_at(fd, "", &b.h, &mnt_id, AT_EMPTY_PATH)) < 0;
 	if (!k->by_path)
+		err = ZC_SYSI("name_to_handle_at",
+			      name_to_handle_at(fd, "", &b.h, &mnt_id, AT_EMPTY_PATH));
+	if (err && err != -EOPNOTSUPP && err != -EOVERFLOW)
+		return err;
+	if (!k->by_path && !err)
 		key_handle(k, &b.h);
+	k->by_path |= err != 0;
 	k->hash = key_hash(k);
+	return 0;
 }
 
 /* The inode number within a handle, where its type is known to hold it; else 0. */
@@ -470,8 +529,7 @@ static int key_at(struct zc_inode_table *t, int dirfd, const char *name, struct 
 				     ZC_STATX_MASK, stx));
 	if (err)
 		return err;
-	if (stx->stx_ino != ino ||
-	    mount_find(t, gnu_dev_makedev(stx->stx_dev_major, stx->stx_dev_minor)) < 0)
+	if (stx->stx_ino != ino || mount_find(t, stx) < 0)
 		return -EAGAIN;
 	key_init(t, -1, stx, k);
 	if (k->by_path)
@@ -526,9 +584,9 @@ static int inode_new(struct zc_inode_table *t, const struct key *k, struct zc_in
 	inode->by_path = k->by_path;
 	inode->handle_len = k->handle_len;
 	inode->handle_type = k->handle_type;
-	inode->ring_pos = NONE;
 	if (k->by_path) {
 		inode->path.dev = k->dev;
+		inode->path.btime = k->btime;
 		inode->path.name = copy;
 		if (parent) {
 			atomic_fetch_add(&parent->refs, 1);
@@ -580,13 +638,36 @@ void zc_inode_put(struct zc_inode_table *t, struct zc_inode *inode)
 		inode_destroy(t, inode);
 }
 
+/* Found under another name than the one we knew: that one may be gone. Under the shard lock; returns
+ * the reference to give back afterwards. */
+static struct zc_inode *relocate_locked(struct zc_inode_table *t, struct zc_inode *inode,
+					struct zc_inode *parent, const char *name)
+{
+	uint64_t id = zc_inode_id(t, parent);
+	if (inode->path.parent == id && !strcmp(inode->path.name, name))
+		return NULL;
+	char *copy = strdup(name);
+	struct zc_inode *old = NULL;
+	if (!copy)
+		return NULL;
+	if (inode->path.parent)
+		old = slot_of(t, (uint32_t)(inode->path.parent - FUSE_ROOT_ID));
+	free(inode->path.name);
+	inode->path.name = copy;
+	inode->path.parent = id;
+	atomic_fetch_add(&parent->refs, 1);
+	return old;
+}
+
 static int adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *name,
 		 const struct key *k, const struct statx *stx, struct zc_inode **out)
 {
 	pthread_mutex_t *lock = &t->shard[k->hash % SHARDS];
 	pthread_mutex_lock(lock);
-	struct zc_inode *inode = find_locked(t, k);
-	if (!inode) {
+	struct zc_inode *inode = find_locked(t, k), *old = NULL;
+	if (inode && inode->by_path && inode->path.parent && parent && *name) {
+		old = relocate_locked(t, inode, parent, name);
+	} else if (!inode) {
 		int err = inode_new(t, k, parent, name, stx, &inode);
 		if (err) {
 			pthread_mutex_unlock(lock);
@@ -598,6 +679,8 @@ static int adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *
 	inode->nlookup++;
 	atomic_fetch_add(&inode->refs, 1);
 	pthread_mutex_unlock(lock);
+	if (old)
+		zc_inode_put(t, old);
 	*out = inode;
 	return 0;
 }
@@ -609,8 +692,8 @@ int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char
 	int err = ZC_SYSI("statx", statx(fd, "", AT_EMPTY_PATH, ZC_STATX_MASK, stx));
 	if (err)
 		return err;
-	key_of(t, fd, stx, &k);
-	return adopt(t, parent, name, &k, stx, out);
+	err = key_of(t, fd, stx, &k);
+	return err ? err : adopt(t, parent, name, &k, stx, out);
 }
 
 int zc_inode_adopt_at(struct zc_inode_table *t, struct zc_inode *parent, int dirfd,
@@ -657,78 +740,88 @@ pthread_mutex_t *zc_inode_lock(struct zc_inode_table *t, const struct zc_inode *
 
 /* names that move -------------------------------------------------------------------------- */
 
-/* The inode that `name` in `parent` leads to, if we know it; with a reference. */
-static struct zc_inode *find_named(struct zc_inode_table *t, struct zc_inode *parent,
-				   const char *name)
+/* The inode that `name` in `parent` leads to, if we know it (else NULL); with a reference. */
+static int find_named(struct zc_inode_table *t, struct zc_inode *parent, const char *name,
+		      struct zc_inode **out)
 {
 	struct statx stx;
 	struct key k;
 	ZC_FD(dir);
-	if (zc_inode_fd(t, parent, &dir))
-		return NULL;
-	int fd = openat(dir.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	*out = NULL;
+	int err = zc_inode_fd(t, parent, &dir);
+	if (err)
+		return err;
+	int fd = ZC_SYSI("openat", openat(dir.fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC));
 	if (fd < 0)
-		return NULL;
-	struct zc_inode *inode = NULL;
-	if (!statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_TYPE, &stx)) {
-		key_of(t, fd, &stx, &k);
-		pthread_mutex_lock(&t->shard[k.hash % SHARDS]);
-		inode = find_locked(t, &k);
-		if (inode)
-			atomic_fetch_add(&inode->refs, 1);
-		pthread_mutex_unlock(&t->shard[k.hash % SHARDS]);
-	}
+		return fd == -ENOENT ? 0 : fd;
+	err = ZC_SYSI("statx", statx(fd, "", AT_EMPTY_PATH, ZC_STATX_MASK, &stx));
+	if (!err)
+		err = key_of(t, fd, &stx, &k);
 	close(fd);
-	return inode;
+	if (err)
+		return err;
+	pthread_mutex_lock(&t->shard[k.hash % SHARDS]);
+	*out = find_locked(t, &k);
+	if (*out)
+		atomic_fetch_add(&(*out)->refs, 1);
+	pthread_mutex_unlock(&t->shard[k.hash % SHARDS]);
+	return 0;
 }
 
-void zc_inode_moved(struct zc_inode_table *t, struct zc_inode *parent, const char *name)
+int zc_inode_moving(struct zc_inode_table *t, struct zc_inode *parent, const char *name,
+		    struct zc_inode **out)
 {
-	if (!parent->by_path)
-		return;
-	struct zc_inode *inode = find_named(t, parent, name);
-	if (!inode)
-		return;
-	char *copy = inode->by_path ? strdup(name) : NULL;
-	uint64_t old = 0;
-	if (copy) {
-		pthread_mutex_t *lock = &t->shard[inode->hash % SHARDS];
-		pthread_mutex_lock(lock);
-		free(inode->path.name);
-		inode->path.name = copy;
-		old = inode->path.parent;
-		inode->path.parent = zc_inode_id(t, parent);
-		atomic_fetch_add(&parent->refs, 1);
-		pthread_mutex_unlock(lock);
+	*out = NULL;
+	return parent->by_path ? find_named(t, parent, name, out) : 0;
+}
+
+void zc_inode_moved(struct zc_inode_table *t, struct zc_inode *inode, struct zc_inode *parent,
+		    const char *name)
+{
+	struct zc_inode *old = NULL;
+	if (inode->by_path) {
+		pthread_mutex_lock(&t->shard[inode->hash % SHARDS]);
+		old = relocate_locked(t, inode, parent, name);
+		pthread_mutex_unlock(&t->shard[inode->hash % SHARDS]);
 	}
 	if (old)
-		zc_inode_put(t, slot_of(t, (uint32_t)(old - FUSE_ROOT_ID)));
-	zc_inode_put(t, inode);
+		zc_inode_put(t, old);
 }
 
-/* What is open must stay reachable after its last name is gone: keep a pinned descriptor, which
- * inode_destroy closes. */
-void zc_inode_unlinking(struct zc_inode_table *t, struct zc_inode *parent, const char *name)
+void zc_inode_keep(struct zc_inode_table *t, struct zc_inode *inode, int fd)
 {
-	if (!parent->by_path)
+	char link[32];
+	if (!inode->by_path)
 		return;
-	struct zc_inode *inode = find_named(t, parent, name);
-	if (!inode)
-		return;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	int path = ZC_SYSI("open", open(link, O_PATH | O_CLOEXEC));
+	if (path >= 0)
+		fd_install(t, inode, path); /* the pin stays; inode_destroy closes it */
+}
+
+/* What is open must stay reachable after its last name is gone: its descriptor stays pinned, and
+ * inode_destroy closes it. */
+int zc_inode_unlinking(struct zc_inode_table *t, struct zc_inode *parent, const char *name)
+{
+	struct zc_inode *inode;
 	struct zc_fd fd;
+	int err = parent->by_path ? find_named(t, parent, name, &inode) : 0;
+	if (err || !parent->by_path || !inode)
+		return err;
 	pthread_mutex_lock(zc_inode_lock(t, inode));
 	bool open = inode->opened;
 	pthread_mutex_unlock(zc_inode_lock(t, inode));
-	if (open && zc_inode_fd(t, inode, &fd))
-		zc_log("an open file was unlinked and cannot be kept: %s", name);
+	if (open && inode->by_path)
+		err = zc_inode_fd(t, inode, &fd);
 	zc_inode_put(t, inode);
+	return err;
 }
 
 /* the table -------------------------------------------------------------------------------- */
 
-static void *reserve(size_t bytes)
+static void *reserve(size_t bytes, int prot)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+	void *p = mmap(NULL, bytes, prot,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -753,9 +846,9 @@ int zc_inodes_create(int root_fd, unsigned fd_limit, bool want_handles, struct z
 	struct zc_inode_table *t = calloc(1, sizeof(*t));
 	if (!t)
 		return -ENOMEM;
-	t->slots = reserve((size_t)MAX_CHUNKS * CHUNK_BYTES);
-	t->chunks = reserve(MAX_CHUNKS * sizeof(*t->chunks));
-	t->buckets = reserve(BUCKETS * sizeof(*t->buckets));
+	t->slots = reserve((size_t)MAX_CHUNKS * CHUNK_BYTES, PROT_NONE); /* see slot_alloc */
+	t->chunks = reserve(MAX_CHUNKS * sizeof(*t->chunks), PROT_READ | PROT_WRITE);
+	t->buckets = reserve(BUCKETS * sizeof(*t->buckets), PROT_READ | PROT_WRITE);
 	t->ring_size = fd_limit < 16 ? 16 : fd_limit;
 	t->ring = malloc(t->ring_size * sizeof(*t->ring));
 	t->partial = NONE;

@@ -62,9 +62,9 @@ struct zc_inode {
 	union {
 		uint8_t handle[ZC_HANDLE_BYTES];
 		struct {
-			uint64_t dev;
-			uint64_t parent; /* nodeid, holds a reference */
-			char *name;
+			uint64_t dev, btime; /* a reused number has another time of birth */
+			uint64_t parent;     /* nodeid, holds a reference; under the shard lock */
+			char *name;	     /* likewise */
 		} path;
 	};
 };
@@ -78,7 +78,7 @@ void zc_inodes_destroy(struct zc_inode_table *t);
 struct zc_inode *zc_inode_get(struct zc_inode_table *t, uint64_t nodeid); /* NULL: unknown */
 void zc_inode_put(struct zc_inode_table *t, struct zc_inode *inode);
 uint64_t zc_inode_id(const struct zc_inode_table *t, const struct zc_inode *inode);
-#define ZC_STATX_MASK (STATX_BASIC_STATS | STATX_BTIME)
+#define ZC_STATX_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
 /* The inode of `fd` (kept by the caller), with one lookup and one reference added; its attributes
  * in `stx`. `name` in `parent` is where it was found. */
 int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char *name, int fd,
@@ -87,9 +87,17 @@ int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char
 int zc_inode_adopt_at(struct zc_inode_table *t, struct zc_inode *parent, int dirfd,
 		      const char *name, struct statx *stx, struct zc_inode **out);
 void zc_inode_forget(struct zc_inode_table *t, uint64_t nodeid, uint64_t nlookup);
-/* After a rename or unlink of something we may know: keep what is located by path findable. */
-void zc_inode_moved(struct zc_inode_table *t, struct zc_inode *parent, const char *name);
-void zc_inode_unlinking(struct zc_inode_table *t, struct zc_inode *parent, const char *name);
+/* What is located by path must stay findable. Before a rename: the inode that is to move, with a
+ * reference, or NULL if it is not known or needs nothing; after it: where it is now. */
+int zc_inode_moving(struct zc_inode_table *t, struct zc_inode *parent, const char *name,
+		    struct zc_inode **out);
+void zc_inode_moved(struct zc_inode_table *t, struct zc_inode *inode, struct zc_inode *parent,
+		    const char *name);
+/* Fails if what is open could not be found again after its last name is gone. */
+int zc_inode_unlinking(struct zc_inode_table *t, struct zc_inode *parent, const char *name);
+/* Where the inode is located by path: keeps a descriptor of `fd`'s file for good, for it has no
+ * name (O_TMPFILE). */
+void zc_inode_keep(struct zc_inode_table *t, struct zc_inode *inode, int fd);
 pthread_mutex_t *zc_inode_lock(struct zc_inode_table *t, const struct zc_inode *inode);
 uint64_t zc_inodes_count(const struct zc_inode_table *t);
 uint64_t zc_inodes_descriptors(const struct zc_inode_table *t);
@@ -152,6 +160,7 @@ static inline const char *zc_req_name2(const struct zc_req *r)
 
 struct zc_cred {
 	bool can;	  /* privileged: we can act as others */
+	bool own_umask;	  /* this thread has one of its own */
 	bool no_fsetid;	  /* CAP_FSETID is off now */
 	struct __user_cap_data_struct caps[2]; /* as started */
 	bool as_other, as_user; /* fsgid is not ours now; neither are fsuid and groups */
@@ -161,6 +170,18 @@ void zc_cred_init(struct zc_cred *c);
  * supplementary groups); new files get `umask`. */
 int zc_as_caller(struct zc_req *r, uint32_t umask);
 void zc_as_self(struct zc_req *r);
+/* After -EACCES as the caller: the kernel has let him, by a group that we were not told of. Until
+ * zc_as_self permissions bind no longer; false if there is nothing to override. */
+bool zc_override(struct zc_req *r);
+/* Runs `call` as the caller, and once more with zc_override if it was refused. */
+#define ZC_AS_CALLER(r, mask, call)                                          \
+	__extension__({                                                      \
+		int e_ = zc_as_caller(r, mask);                              \
+		if (!e_ && (e_ = (call)) == -EACCES && zc_override(r))       \
+			e_ = (call);                                         \
+		zc_as_self(r);                                               \
+		e_;                                                          \
+	})
 /* Without CAP_FSETID the source itself drops set-id bits and capabilities on a write. It stays off
  * until zc_fsetid_on, which zc_req_serve calls before every operation that could notice. */
 void zc_fsetid_off(struct zc_worker *w);
@@ -186,6 +207,7 @@ struct zc_opened {
 	const struct zc_engine *engine;
 	int32_t backing_id;
 	uint32_t changes; /* of our own under way */
+	bool set_id;	  /* it had set-id bits before one of them */
 	bool clean;	  /* nobody else had changed the source when the first of them began */
 	struct zc_lock_owner *locks;
 };
@@ -199,7 +221,7 @@ struct zc_engine {
 	 * -EOPNOTSUPP: cannot serve this inode, take the next engine. */
 	int (*open)(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
 		    struct fuse_open_out *out);
-	/* Under the inode lock, when the last open file of the inode goes. */
+	/* When the last open file of the inode has gone. */
 	void (*last_close)(struct zc_session *s, struct zc_opened *o);
 };
 extern const struct zc_engine zc_engine_kernel, zc_engine_buffered;
@@ -224,6 +246,8 @@ static inline bool zc_is_writer(int flags)
 /* At an open: tells the kernel to ask for attributes again, or not to keep its cached data, where
  * the source has changed since it was last told. `fd`: any descriptor of the inode. */
 void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse_open_out *out);
+/* The same for a file that the request has made, and told the kernel of. */
+void zc_open_made(struct zc_req *r, struct zc_file *file);
 /* After a lock was granted: whoever held it before, on the source, may have written. Drops the
  * kernel's cached data if the source has changed. */
 void zc_lock_refresh(struct zc_req *r, struct zc_file *file);
@@ -292,8 +316,9 @@ extern const struct zc_transport zc_transport_dev, zc_transport_uring;
 
 int zc_queue_start(struct zc_queue *q, unsigned threads);
 /* Call before anything that may wait: makes sure that somebody else takes the next request. */
-void zc_may_block(struct zc_worker *w);
-/* Brackets a wait of unbounded length (a lock, Python). -EAGAIN when half of the queue waits. */
+bool zc_may_block(struct zc_worker *w); /* false: nobody stands in */
+/* Brackets a wait of unbounded length (a lock, Python). -EAGAIN when half of the queue waits, or nobody
+ * can stand in. */
 int zc_wait_begin(struct zc_worker *w);
 void zc_wait_end(struct zc_worker *w);
 /* Wakes the thread that serves `unique`; false if none does. */
@@ -349,6 +374,7 @@ int zc_mount_device(const char *path, unsigned *major, unsigned *minor);
 /* session.c ------------------------------------------------------------------------------ */
 
 #define ZC_MAX_DEGRADATIONS 16
+#define EARLY_INTERRUPTS 16
 
 struct zc_session {
 	struct zc_options opt;
@@ -371,7 +397,7 @@ struct zc_session {
 	_Atomic bool ended;
 	int end_efd; /* eventfd: readable when the session has ended */
 	_Atomic uint64_t bytes_read, bytes_written, open_files[2], backing_ids;
-	_Atomic uint64_t early_interrupts[16]; /* for requests not yet seen */
+	_Atomic uint64_t early_interrupts[EARLY_INTERRUPTS]; /* perhaps not yet taken up */
 	_Atomic unsigned early_next;
 	pthread_mutex_t degr_lock;
 	struct {

@@ -38,10 +38,12 @@ static struct zc_lock_owner *owner_find(struct zc_opened *o, uint64_t owner)
 	return l;
 }
 
-/* Unlinks what `match` wants gone; frees it unless a call is under way. */
-static void owners_drop(struct zc_opened *o, uint64_t owner, const struct zc_file *file)
+/* Takes out of the list what goes with `owner` or `file`; what a call is under way on is freed by
+ * that call, the rest is returned. */
+static struct zc_lock_owner *owners_take(struct zc_opened *o, uint64_t owner,
+					 const struct zc_file *file)
 {
-	struct zc_lock_owner **link = &o->locks;
+	struct zc_lock_owner **link = &o->locks, *taken = NULL;
 	while (*link) {
 		struct zc_lock_owner *l = *link;
 		if (file ? l->file != file : l->owner != owner) {
@@ -50,8 +52,20 @@ static void owners_drop(struct zc_opened *o, uint64_t owner, const struct zc_fil
 		}
 		*link = l->next;
 		l->dead = true;
-		if (!l->users)
-			owner_free(l);
+		if (!l->users) {
+			l->next = taken;
+			taken = l;
+		}
+	}
+	return taken;
+}
+
+static void owners_free(struct zc_lock_owner *l)
+{
+	while (l) {
+		struct zc_lock_owner *next = l->next;
+		owner_free(l);
+		l = next;
 	}
 }
 
@@ -59,10 +73,12 @@ static void locks_drop(struct zc_session *s, struct zc_inode *inode, uint64_t ow
 		       const struct zc_file *file)
 {
 	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
+	struct zc_lock_owner *taken = NULL;
 	pthread_mutex_lock(lock);
 	if (inode->opened && inode->opened->locks)
-		owners_drop(inode->opened, owner, file);
+		taken = owners_take(inode->opened, owner, file);
 	pthread_mutex_unlock(lock);
+	owners_free(taken);
 }
 
 void zc_locks_release(struct zc_session *s, struct zc_inode *inode, uint64_t owner)
@@ -78,18 +94,16 @@ void zc_locks_release_file(struct zc_session *s, struct zc_file *file)
 
 void zc_locks_destroy(struct zc_opened *o)
 {
-	while (o->locks) {
-		struct zc_lock_owner *l = o->locks;
-		o->locks = l->next;
-		owner_free(l);
-	}
+	owners_free(o->locks);
+	o->locks = NULL;
 }
 
 /* A descriptor that can hold locks of both types, if the source lets us. */
 static int lock_open(struct zc_session *s, struct zc_inode *inode)
 {
 	int fd = zc_inode_open(s->inodes, inode, O_RDWR | O_NONBLOCK);
-	return fd >= 0 ? fd : zc_inode_open(s->inodes, inode, O_RDONLY | O_NONBLOCK);
+	bool refused = fd == -EACCES || fd == -EROFS || fd == -EPERM || fd == -ETXTBSY;
+	return refused ? zc_inode_open(s->inodes, inode, O_RDONLY | O_NONBLOCK) : fd;
 }
 
 static int owner_get(struct zc_req *r, struct zc_file *file, const struct fuse_lk_in *in,
@@ -145,14 +159,18 @@ static struct flock flock_of(const struct fuse_file_lock *lk)
 			      .l_len = to_end ? 0 : (off_t)(lk->end - lk->start + 1)};
 }
 
-/* The process behind a lock that an owner of ours holds: the source only knows it as an OFD. */
-static uint32_t holder_pid(struct zc_opened *o, uint64_t but)
+/* The process behind a lock on `range` that the source knows only as an OFD: of our owners, the one
+ * whom that lock does not stand in the way of. Under the inode lock. */
+static uint32_t holder_pid(const struct zc_opened *o, const struct flock *range)
 {
-	uint32_t pid = 0;
-	for (struct zc_lock_owner *l = o ? o->locks : NULL; l; l = l->next)
-		if (l->owner != but && l->pid)
-			pid = l->pid;
-	return pid;
+	for (const struct zc_lock_owner *l = o ? o->locks : NULL; l; l = l->next) {
+		struct flock fl = *range;
+		fl.l_type = F_WRLCK;
+		fl.l_pid = 0;
+		if (!fcntl(l->fd, F_OFD_GETLK, &fl) && fl.l_type == F_UNLCK)
+			return l->pid;
+	}
+	return 0;
 }
 
 int zc_op_GETLK(struct zc_req *r)
@@ -161,7 +179,6 @@ int zc_op_GETLK(struct zc_req *r)
 	struct zc_file *file = zc_file_of(in->fh);
 	struct flock fl = flock_of(&in->lk);
 	struct zc_lock_owner *l;
-	uint64_t owner = in->owner;
 	int err = owner_get(r, file, in, &l);
 	if (err)
 		return err;
@@ -177,7 +194,7 @@ int zc_op_GETLK(struct zc_req *r)
 		out->lk.pid = (uint32_t)fl.l_pid;
 		if (fl.l_pid <= 0) {
 			pthread_mutex_lock(zc_inode_lock(r->s->inodes, file->inode));
-			out->lk.pid = holder_pid(file->inode->opened, owner);
+			out->lk.pid = holder_pid(file->inode->opened, &fl);
 			pthread_mutex_unlock(zc_inode_lock(r->s->inodes, file->inode));
 		}
 	}

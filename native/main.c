@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -82,6 +83,14 @@ static double number_of(const char *name, const char *value, double max)
 	return v;
 }
 
+static unsigned threads_of(const char *name, const char *value)
+{
+	unsigned n = (unsigned)number_of(name, value, 256);
+	if (n < 1)
+		die(EXIT_USAGE, "%s: at least 1 thread is needed", name);
+	return n;
+}
+
 struct flag_option {
 	const char *name;
 	unsigned long set, clear;
@@ -132,7 +141,7 @@ static void set_mount_option(struct zc_options *o, char *opt)
 	else if (!strcmp(opt, "locks"))
 		set_choice(&o->locks, opt, value);
 	else if (!strcmp(opt, "threads"))
-		o->threads = (unsigned)number_of(opt, value, 256);
+		o->threads = threads_of(opt, value);
 	else if (!strcmp(opt, "log"))
 		o->log = value;
 	else
@@ -189,7 +198,7 @@ static void set_option(struct zc_options *o, int c, char *value)
 		o->allow_other = true;
 		return;
 	case OPT_THREADS:
-		o->threads = (unsigned)number_of("--threads", value, 256);
+		o->threads = threads_of("--threads", value);
 		return;
 	case OPT_LOG:
 		o->log = value;
@@ -381,12 +390,34 @@ static int take_signals(void)
 	return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
+/* The limits and privileges of whoever mounted are not those of every caller: no limit on file size,
+ * and quotas and reserved blocks bind as they do in place. */
+static void raise_limits(void)
+{
+	struct rlimit lim;
+	if (!getrlimit(RLIMIT_FSIZE, &lim)) {
+		lim.rlim_cur = lim.rlim_max;
+		setrlimit(RLIMIT_FSIZE, &lim);
+	}
+	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+	struct __user_cap_data_struct d[2];
+	if (syscall(SYS_capget, &h, d))
+		return;
+	d[0].effective &= ~(1u << CAP_SYS_RESOURCE);
+	d[0].permitted &= ~(1u << CAP_SYS_RESOURCE);
+	syscall(SYS_capset, &h, d);
+}
+
 static void start(struct zc_session *s)
 {
 	char err[512];
 	s->privileged = geteuid() == 0 && has_capability(CAP_SYS_ADMIN) &&
 			has_capability(CAP_DAC_READ_SEARCH);
+	raise_limits();
 	int r = zc_source_open(s);
+	if (!r && s->tree_fd < 0 && is_below(s->opt.mountpoint, s->opt.source))
+		die(EXIT_CANNOT, "mount point %s lies in the source %s, which without a private mount "
+		    "would show itself without end; choose another", s->opt.mountpoint, s->opt.source);
 	if (r)
 		die(EXIT_CANNOT, "source %s: %s", s->opt.source, strerror(-r));
 	zc_choose_transport(s);
@@ -410,6 +441,13 @@ static void start(struct zc_session *s)
 	zc_read_ahead(s);
 }
 
+/* Whether what is mounted there (the topmost, if several) is ours. */
+static bool is_ours(const struct zc_session *s)
+{
+	unsigned major, minor;
+	return !zc_mount_device(s->opt.mountpoint, &major, &minor) && minor == s->dev_minor;
+}
+
 /* Waits for the end: unmounted by somebody, or told to go. */
 static void run(struct zc_session *s, int signals)
 {
@@ -420,7 +458,7 @@ static void run(struct zc_session *s, int signals)
 		struct signalfd_siginfo info;
 		if (read(signals, &info, sizeof(info)) != sizeof(info))
 			continue;
-		if (zc_unmount(&s->opt, false) && zc_unmount(&s->opt, true))
+		if (is_ours(s) && zc_unmount(&s->opt, false) && zc_unmount(&s->opt, true))
 			zc_log("%s cannot be unmounted: %s", s->opt.mountpoint, strerror(errno));
 		poll(p, 1, 10000); /* whoever has files open may finish */
 		return;
@@ -438,13 +476,11 @@ static bool was_aborted(const struct zc_session *s)
 
 static void stop(struct zc_session *s)
 {
-	unsigned major, minor;
 	atomic_store(&s->ended, true);
 	zc_relay_destroy(s->relay);
 	zc_control_destroy(s->control);
 	/* A dead mount goes too. Only then: the number of one that is gone may be another's already. */
-	if (was_aborted(s) && !zc_mount_device(s->opt.mountpoint, &major, &minor) &&
-	    minor == s->dev_minor)
+	if (was_aborted(s) && is_ours(s))
 		zc_unmount(&s->opt, true);
 }
 

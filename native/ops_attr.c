@@ -214,12 +214,13 @@ static int set_size(struct zc_req *r, struct zc_inode *inode, const struct fuse_
 	if (fd < 0)
 		return fd;
 	if (in->valid & FATTR_KILL_SUIDGID)
-		zc_fsetid_off(r->w);
+		zc_no_privilege(r);
 	if (file)
 		zc_change_begin(r->s, file, fd);
 	int err = ZC_SYSI("ftruncate", ftruncate(fd, (off_t)in->size));
 	if (file)
 		zc_change_end(r->s, file, fd);
+	zc_as_self(r);
 	zc_fsetid_on(r->w); /* a change of mode may follow */
 	return err;
 }

@@ -95,10 +95,12 @@ static int dir_seek(struct zc_dir *dir, int fd, off_t offset)
 {
 	if (offset == dir->next)
 		return 0;
+	off_t at = ZC_SYS("lseek", lseek(fd, offset, SEEK_SET));
+	if (at < 0)
+		return (int)at;
 	dir->pos = dir->len = 0;
 	dir->next = offset;
-	off_t at = ZC_SYS("lseek", lseek(fd, offset, SEEK_SET));
-	return at < 0 ? (int)at : 0;
+	return 0;
 }
 
 static bool is_dots(const char *name)

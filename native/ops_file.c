@@ -53,16 +53,17 @@ int zc_op_FLUSH(struct zc_req *r)
 	return 0;
 }
 
-/* As much as can be read from `fd`; stops at the end of the file. */
+/* As much as can be read from `fd`; stops at the end of the file. An error counts even if some came
+ * before it: the kernel takes a short reply for the end of the file. */
 static ssize_t read_full(int fd, char *buf, size_t size, off_t at)
 {
 	size_t done = 0;
 	while (done < size) {
 		ssize_t n = ZC_SYS("pread", pread(fd, buf + done, size - done, at + (off_t)done));
-		if (n == -EINTR && done == 0)
+		if (n < 0)
 			return n;
-		if (n <= 0)
-			return done ? (ssize_t)done : n;
+		if (n == 0)
+			break;
 		done += (size_t)n;
 	}
 	return (ssize_t)done;
@@ -82,9 +83,9 @@ int zc_op_READ(struct zc_req *r)
 		size_t got = n > 0 ? (size_t)n : 0;
 		zc_may_block(r->w);
 		n = read_full(fd, r->out + got, size - got, (off_t)(in->offset + got));
-		if (n < 0 && !got)
+		if (n < 0)
 			return (int)n;
-		n = (ssize_t)got + (n > 0 ? n : 0);
+		n += (ssize_t)got;
 	}
 	atomic_fetch_add_explicit(&r->s->bytes_read, (uint64_t)n, memory_order_relaxed);
 	return zc_reply(r, (size_t)n);
@@ -168,7 +169,8 @@ int zc_op_FALLOCATE(struct zc_req *r)
 	int err = fd < 0 ? fd : zc_check_writable(r);
 	if (err)
 		return err;
-	zc_fsetid_off(r->w);
+	if (r->hdr.uid) /* no flag comes with this one */
+		zc_fsetid_off(r->w);
 	zc_change_begin(r->s, file, fd);
 	err = ZC_SYSI("fallocate",
 		      fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));

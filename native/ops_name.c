@@ -64,15 +64,12 @@ static int dir_open_rw(struct zc_req *r, struct dir *d)
 int zc_op_MKNOD(struct zc_req *r)
 {
 	const struct fuse_mknod_in *in = r->in;
+	dev_t dev = makedev((in->rdev & 0xfff00) >> 8, (in->rdev & 0xff) | (in->rdev >> 12 & 0xfff00));
 	DIR_OF(d);
 	int err = dir_open_rw(r, &d);
 	if (!err)
-		err = zc_as_caller(r, in->umask);
-	if (err)
-		return err;
-	dev_t dev = makedev((in->rdev & 0xfff00) >> 8, (in->rdev & 0xff) | (in->rdev >> 12 & 0xfff00));
-	err = ZC_SYSI("mknodat", mknodat(d.fd.fd, r->arg, in->mode, dev));
-	zc_as_self(r);
+		err = ZC_AS_CALLER(r, in->umask,
+				   ZC_SYSI("mknodat", mknodat(d.fd.fd, r->arg, in->mode, dev)));
 	return err ? err : reply_entry(r, &d, r->arg);
 }
 
@@ -82,11 +79,8 @@ int zc_op_MKDIR(struct zc_req *r)
 	DIR_OF(d);
 	int err = dir_open_rw(r, &d);
 	if (!err)
-		err = zc_as_caller(r, in->umask);
-	if (err)
-		return err;
-	err = ZC_SYSI("mkdirat", mkdirat(d.fd.fd, r->arg, in->mode & 07777));
-	zc_as_self(r);
+		err = ZC_AS_CALLER(r, in->umask,
+				   ZC_SYSI("mkdirat", mkdirat(d.fd.fd, r->arg, in->mode & 07777)));
 	return err ? err : reply_entry(r, &d, r->arg);
 }
 
@@ -95,11 +89,7 @@ int zc_op_SYMLINK(struct zc_req *r)
 	DIR_OF(d);
 	int err = dir_open_rw(r, &d);
 	if (!err)
-		err = zc_as_caller(r, 0);
-	if (err)
-		return err;
-	err = ZC_SYSI("symlinkat", symlinkat(zc_req_name2(r), d.fd.fd, r->arg));
-	zc_as_self(r);
+		err = ZC_AS_CALLER(r, 0, ZC_SYSI("symlinkat", symlinkat(zc_req_name2(r), d.fd.fd, r->arg)));
 	return err ? err : reply_entry(r, &d, r->arg);
 }
 
@@ -125,8 +115,8 @@ static int remove_name(struct zc_req *r, int flags)
 	int err = dir_open_rw(r, &d);
 	if (err)
 		return err;
-	zc_inode_unlinking(r->s->inodes, d.ref.i, r->arg);
-	return ZC_SYSI("unlinkat", unlinkat(d.fd.fd, r->arg, flags));
+	err = zc_inode_unlinking(r->s->inodes, d.ref.i, r->arg);
+	return err ? err : ZC_SYSI("unlinkat", unlinkat(d.fd.fd, r->arg, flags));
 }
 
 int zc_op_UNLINK(struct zc_req *r)
@@ -141,22 +131,28 @@ int zc_op_RMDIR(struct zc_req *r)
 
 static int rename_name(struct zc_req *r, uint64_t newdir, unsigned flags)
 {
+	struct zc_inode_table *t = r->s->inodes;
 	const char *from = r->arg, *to = zc_req_name2(r);
 	DIR_OF(d);
 	DIR_OF(n);
+	ZC_INODE(moving, r->s, 0);
+	ZC_INODE(back, r->s, 0);
 	int err = dir_open_rw(r, &d);
 	if (!err)
 		err = dir_open(r->s, newdir, &n);
+	if (!err)
+		err = zc_inode_moving(t, d.ref.i, from, &moving.i);
+	if (!err)
+		err = flags & RENAME_EXCHANGE ? zc_inode_moving(t, n.ref.i, to, &back.i)
+					      : zc_inode_unlinking(t, n.ref.i, to);
+	if (!err)
+		err = ZC_SYSI("renameat2", renameat2(d.fd.fd, from, n.fd.fd, to, flags));
 	if (err)
 		return err;
-	if (!(flags & RENAME_EXCHANGE))
-		zc_inode_unlinking(r->s->inodes, n.ref.i, to);
-	err = ZC_SYSI("renameat2", renameat2(d.fd.fd, from, n.fd.fd, to, flags));
-	if (err)
-		return err;
-	zc_inode_moved(r->s->inodes, n.ref.i, to);
-	if (flags & RENAME_EXCHANGE)
-		zc_inode_moved(r->s->inodes, d.ref.i, from);
+	if (moving.i)
+		zc_inode_moved(t, moving.i, n.ref.i, to);
+	if (back.i)
+		zc_inode_moved(t, back.i, d.ref.i, from);
 	return 0;
 }
 
@@ -172,7 +168,7 @@ int zc_op_RENAME2(struct zc_req *r)
 	return rename_name(r, in->newdir, in->flags);
 }
 
-/* CREATE and TMPFILE: the entry and the open file in one reply. */
+/* CREATE and TMPFILE: the entry and the open file in one reply. Takes `fd`. */
 static int reply_create(struct zc_req *r, const struct dir *d, const char *name, int flags, int fd)
 {
 	struct {
@@ -185,7 +181,15 @@ static int reply_create(struct zc_req *r, const struct dir *d, const char *name,
 		close(fd);
 		return err;
 	}
-	err = zc_file_open(r, ino.i, flags & ~O_TRUNC, fd, &out.open);
+	/* somebody put something else there meanwhile: the kernel would not release it */
+	if (ino.i->fmt != S_IFREG) {
+		close(fd);
+		err = -ESTALE;
+	} else {
+		if (!*name)
+			zc_inode_keep(r->s->inodes, ino.i, fd);
+		err = zc_file_open(r, ino.i, flags & ~O_TRUNC, fd, &out.open);
+	}
 	if (err) {
 		zc_inode_forget(r->s->inodes, out.entry.nodeid, 1);
 		return err;
@@ -195,39 +199,45 @@ static int reply_create(struct zc_req *r, const struct dir *d, const char *name,
 	return zc_reply(r, sizeof(out));
 }
 
+/* A second try with permissions overridden must not open what is there already: the caller's right
+ * to that was never checked. */
+static int create_as_caller(struct zc_req *r, int dirfd, int flags, const struct fuse_create_in *in)
+{
+	int err = zc_as_caller(r, in->umask);
+	int fd = err ? err : ZC_SYSI("openat", openat(dirfd, r->arg, flags, in->mode & 07777));
+	if (fd == -EACCES && zc_override(r)) {
+		fd = ZC_SYSI("openat", openat(dirfd, r->arg, flags | O_EXCL, in->mode & 07777));
+		if (fd == -EEXIST && !(flags & O_EXCL))
+			fd = -ESTALE; /* the kernel looks again, and checks */
+	}
+	zc_as_self(r);
+	return fd;
+}
+
 int zc_op_CREATE(struct zc_req *r)
 {
 	const struct fuse_create_in *in = r->in;
 	int flags = (int)in->flags;
 	DIR_OF(d);
 	int err = dir_open_rw(r, &d);
-	if (!err)
-		err = zc_as_caller(r, in->umask);
 	if (err)
 		return err;
-	int fd = ZC_SYSI("openat", openat(d.fd.fd, r->arg,
-					  (flags & ~(O_DIRECT | O_NOCTTY)) | O_CREAT | O_NOFOLLOW |
-						  O_CLOEXEC | O_NONBLOCK,
-					  in->mode & 07777));
-	zc_as_self(r);
+	int fd = create_as_caller(r, d.fd.fd,
+				  (flags & ~(O_DIRECT | O_NOCTTY)) | O_CREAT | O_NOFOLLOW |
+					  O_CLOEXEC | O_NONBLOCK, in);
 	return fd < 0 ? fd : reply_create(r, &d, r->arg, flags, fd);
 }
 
 int zc_op_TMPFILE(struct zc_req *r)
 {
 	const struct fuse_create_in *in = r->in;
-	int flags = (int)in->flags;
+	int flags = (int)in->flags, keep = O_ACCMODE | O_EXCL | O_SYNC | O_DSYNC | O_APPEND;
 	DIR_OF(d);
 	int err = dir_open_rw(r, &d);
-	if (!err)
-		err = zc_as_caller(r, in->umask);
 	if (err)
 		return err;
-	int fd = ZC_SYSI("openat",
-			 openat(d.fd.fd, ".",
-				(flags & (O_ACCMODE | O_EXCL | O_SYNC | O_DSYNC | O_APPEND)) |
-					O_TMPFILE | O_CLOEXEC,
-				in->mode & 07777));
-	zc_as_self(r);
+	int fd = ZC_AS_CALLER(r, in->umask,
+			      ZC_SYSI("openat", openat(d.fd.fd, ".", (flags & keep) | O_TMPFILE | O_CLOEXEC,
+						       in->mode & 07777)));
 	return fd < 0 ? fd : reply_create(r, &d, "", flags, fd);
 }

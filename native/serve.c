@@ -16,6 +16,8 @@ static const zc_op handlers[FUSE_OPCODE_END] = {
 int zc_op_FORGET(struct zc_req *r)
 {
 	const struct fuse_forget_in *in = r->in;
+	if (!r->s->privileged) /* by path: closes what may have been deleted */
+		zc_may_block(r->w);
 	zc_inode_forget(r->s->inodes, r->hdr.nodeid, in->nlookup);
 	return 0;
 }
@@ -24,6 +26,7 @@ int zc_op_BATCH_FORGET(struct zc_req *r)
 {
 	const struct fuse_batch_forget_in *in = r->in;
 	const struct fuse_forget_one *one = (const void *)r->arg;
+	zc_may_block(r->w);
 	for (uint32_t i = 0; i < in->count; i++) {
 		if (!(one[i].nodeid & ZC_COMPUTED_BIT))
 			zc_inode_forget(r->s->inodes, one[i].nodeid, one[i].nlookup);
@@ -155,6 +158,8 @@ int zc_req_serve(struct zc_req *r)
 	if (!(info->flags & ZC_F_ANYCRED))
 		zc_fsetid_on(r->w);
 	int err = route(r);
+	if (err == -ENOSYS && r->hdr.opcode != FUSE_POLL)
+		err = -EOPNOTSUPP; /* or the kernel would never ask again */
 	count(stat, start, err);
 	return err;
 }

@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -78,7 +79,8 @@ void zc_notify_inval_data(struct zc_session *s, uint64_t nodeid)
  * --read-only neither writes nor access times reach the source, whoever asks. */
 static int private_mount(struct zc_session *s)
 {
-	struct mount_attr attr = {.attr_set = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID};
+	struct mount_attr attr = {.attr_set = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID,
+				  .propagation = 1UL << 18 /* MS_PRIVATE */};
 	if (s->opt.read_only) {
 		attr.attr_set |= MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME;
 		attr.attr_clr |= MOUNT_ATTR__ATIME;
@@ -96,8 +98,17 @@ static int private_mount(struct zc_session *s)
 	return fd;
 }
 
+/* What the source's own mount forbids, ours forbids. */
+static void inherit_flags(struct zc_options *o)
+{
+	struct statvfs st;
+	if (!statvfs(o->source, &st)) /* ST_ and MS_ have the same values here */
+		o->mount_flags |= st.f_flag & (ST_NOSUID | ST_NODEV | ST_NOEXEC);
+}
+
 int zc_source_open(struct zc_session *s)
 {
+	inherit_flags(&s->opt);
 	s->tree_fd = s->privileged ? private_mount(s) : -EPERM;
 	if (s->tree_fd < 0 && (s->privileged || s->opt.read_only))
 		zc_degrade(s, "private-mount", "the source is used as it is mounted (%s)%s",
@@ -227,6 +238,22 @@ int zc_session_init(struct zc_session *s)
 
 /* transports ------------------------------------------------------------------------------- */
 
+/* How many queues the kernel will have, or 0 if it does not say. The file has ranges: "0-3,8-11". */
+static unsigned possible_cpus(void)
+{
+	unsigned last = 0, n;
+	FILE *f = fopen("/sys/devices/system/cpu/possible", "re");
+	if (!f)
+		return 0;
+	bool any = false;
+	while (fscanf(f, "%*[,-]"), fscanf(f, "%u", &n) == 1) {
+		last = n;
+		any = true;
+	}
+	fclose(f);
+	return any ? last + 1 : 0;
+}
+
 /* Why FUSE over io_uring is not to be had, or NULL. */
 static const char *uring_missing(void)
 {
@@ -239,6 +266,8 @@ static const char *uring_missing(void)
 	close(fd);
 	if (on != 'Y' && on != '1')
 		return "switched off (echo Y > /sys/module/fuse/parameters/enable_uring)";
+	if (!possible_cpus())
+		return "the number of CPUs cannot be read from /sys";
 	struct io_uring ring;
 	struct io_uring_params p = {.flags = IORING_SETUP_SQE128};
 	if (io_uring_queue_init_params(4, &ring, &p))
@@ -284,13 +313,12 @@ static int queue_setup(struct zc_session *s, const struct zc_transport *t, unsig
  * that a thread that blocks needs to wake nobody. */
 int zc_session_start(struct zc_session *s)
 {
-	long cpus = sysconf(_SC_NPROCESSORS_CONF);
-	unsigned uring = zc_has(s, FUSE_OVER_IO_URING) ? (unsigned)cpus : 0;
+	unsigned uring = zc_has(s, FUSE_OVER_IO_URING) ? possible_cpus() : 0;
 	if (s->transport == &zc_transport_uring && !uring) {
 		zc_degrade(s, "io_uring transport", "the kernel did not offer it");
 		s->transport = &zc_transport_dev;
 	}
-	s->queues = calloc(uring + 1, sizeof(*s->queues));
+	s->queues = calloc((size_t)uring + 1, sizeof(*s->queues));
 	if (!s->queues)
 		return -ENOMEM;
 	int err = queue_setup(s, &zc_transport_dev, 0);

@@ -62,7 +62,7 @@ static int dev_next(struct zc_worker *w)
 	char *at = (char *)w->priv + FUSE_BUFFER_HEADER_SIZE - WRITE_HEAD;
 	ssize_t n = ZC_SYS("read", read(w->q->fd, at, BUFFER - FUSE_BUFFER_HEADER_SIZE + WRITE_HEAD));
 	if (n < 0)
-		return n == -ENOENT ? -EAGAIN : (int)n;
+		return n == -ECONNABORTED ? -ENODEV : n == -ENOENT ? -EAGAIN : (int)n;
 	if ((size_t)n < sizeof(struct fuse_in_header))
 		return -ENODEV;
 	int err = zc_req_parse(at, (size_t)n, &w->req);

@@ -57,10 +57,14 @@ static void serve(struct zc_worker *w)
 	unsigned keep = q->transport->keep_idle;
 	for (;;) {
 		int err = take(w);
-		if (err == -EINTR || err == -EAGAIN)
-			continue;
-		if (err)
+		if (err == -ENODEV)
 			break;
+		if (err && err != -EINTR && err != -EAGAIN) {
+			zc_log("a request cannot be taken: %s", strerror(-err));
+			usleep(10000);
+		}
+		if (err)
+			continue;
 		atomic_store(&w->interrupted, false);
 		atomic_store(&w->unique, w->req.hdr.unique);
 		int error = zc_req_serve(&w->req);
@@ -71,12 +75,23 @@ static void serve(struct zc_worker *w)
 	}
 }
 
+static void enlist(struct zc_worker *w)
+{
+	struct zc_session *s = w->q->s;
+	w->next = atomic_load(&s->workers);
+	while (!atomic_compare_exchange_weak(&s->workers, &w->next, w))
+		;
+}
+
 static void *worker_main(void *arg)
 {
 	struct zc_worker *w = arg;
 	prctl(PR_SET_NAME, "zcfs-worker");
+	w->thread = pthread_self();
 	zc_cred_init(&w->cred);
 	int err = w->q->transport->start(w);
+	if (!err)
+		enlist(w);
 	atomic_store(&w->started, err ? err : 1);
 	if (!err) {
 		serve(w);
@@ -86,45 +101,50 @@ static void *worker_main(void *arg)
 	return NULL;
 }
 
-static int worker_spawn(struct zc_queue *q, struct zc_worker **out)
+static int worker_start(struct zc_worker *w)
 {
-	struct zc_worker *w = calloc(1, sizeof(*w));
 	pthread_attr_t attr;
-	if (!w)
-		return -ENOMEM;
-	w->q = q;
-	w->req.s = q->s;
-	w->req.w = w;
+	pthread_t thread;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	int err = -pthread_create(&w->thread, &attr, worker_main, w);
+	int err = -pthread_create(&thread, &attr, worker_main, w);
 	pthread_attr_destroy(&attr);
-	if (err) {
-		free(w);
-		return err;
+	while (!err && !atomic_load(&w->started))
+		usleep(20);
+	if (!err && atomic_load(&w->started) < 0) {
+		err = atomic_load(&w->started);
+		pthread_join(thread, NULL);
+	} else if (!err) {
+		pthread_detach(thread);
 	}
-	w->next = atomic_load(&q->s->workers);
-	while (!atomic_compare_exchange_weak(&q->s->workers, &w->next, w))
-		;
-	if (out)
-		*out = w;
-	return 0;
+	return err;
+}
+
+/* Returns when the thread stands in the line, or cannot be had. */
+static int worker_spawn(struct zc_queue *q)
+{
+	struct zc_worker *w = calloc(1, sizeof(*w));
+	int err = -ENOMEM;
+	if (w) {
+		w->q = q;
+		w->req.s = q->s;
+		w->req.w = w;
+		err = worker_start(w);
+	}
+	if (err)
+		free(w);
+	return err;
 }
 
 int zc_queue_start(struct zc_queue *q, unsigned threads)
 {
-	for (unsigned i = 0; i < threads; i++) {
-		struct zc_worker *w;
-		int err = worker_spawn(q, &w);
-		if (err)
-			return err;
-		atomic_fetch_add(&q->threads, 1);
-		while (!atomic_load(&w->started))
-			usleep(100);
-		if (atomic_load(&w->started) < 0)
-			return atomic_load(&w->started);
+	int err = 0;
+	for (unsigned i = 0; i < threads && !err; i++) {
+		err = worker_spawn(q);
+		if (!err)
+			atomic_fetch_add(&q->threads, 1);
 	}
-	return 0;
+	return err;
 }
 
 /* Calls a parked thread back into the line; false if there is none. */
@@ -140,26 +160,40 @@ static bool unpark(struct zc_queue *q)
 	return any;
 }
 
-void zc_may_block(struct zc_worker *w)
+bool zc_may_block(struct zc_worker *w)
 {
 	struct zc_queue *q = w->q;
 	if (atomic_load(&q->idle) || (q->transport->keep_idle && unpark(q)))
-		return;
-	if (atomic_fetch_add(&q->threads, 1) >= q->max || worker_spawn(q, NULL))
-		atomic_fetch_sub(&q->threads, 1);
+		return true;
+	int err = -EAGAIN;
+	if (atomic_fetch_add(&q->threads, 1) < q->max)
+		err = worker_spawn(q);
+	if (!err)
+		return true;
+	atomic_fetch_sub(&q->threads, 1);
+	if (err != -EAGAIN)
+		zc_degrade(q->s, "threads", "no more can be started (%s): slow requests delay others",
+			   strerror(-err));
+	return false;
+}
+
+static bool was_interrupted_early(const struct zc_worker *w)
+{
+	for (unsigned i = 0; i < EARLY_INTERRUPTS; i++)
+		if (atomic_load(&w->q->s->early_interrupts[i]) == w->req.hdr.unique)
+			return true;
+	return false;
 }
 
 int zc_wait_begin(struct zc_worker *w)
 {
 	struct zc_queue *q = w->q;
-	if (atomic_fetch_add(&q->waiting, 1) >= q->max / 2) {
+	if (atomic_fetch_add(&q->waiting, 1) >= q->max / 2 || !zc_may_block(w)) {
 		atomic_fetch_sub(&q->waiting, 1);
 		return -EAGAIN;
 	}
-	zc_may_block(w);
-	for (unsigned i = 0; i < 16; i++)
-		if (atomic_load(&q->s->early_interrupts[i]) == w->req.hdr.unique)
-			atomic_store(&w->interrupted, true);
+	if (was_interrupted_early(w))
+		atomic_store(&w->interrupted, true);
 	return 0;
 }
 
@@ -168,20 +202,33 @@ void zc_wait_end(struct zc_worker *w)
 	atomic_fetch_sub(&w->q->waiting, 1);
 }
 
-/* The signal may fall just before the call that it is to interrupt: repeat it for a while. */
+/* The signal may fall just before the call that it is to interrupt: repeated until the request is
+ * done. It also interrupts calls that nobody meant to wait in; they are done again or fail with
+ * EINTR, as the caller asked. */
+static void interrupt(struct zc_worker *w, uint64_t unique)
+{
+	unsigned pause = 100;
+	while (atomic_load(&w->unique) == unique && !atomic_load(&w->q->s->ended)) {
+		atomic_store(&w->interrupted, true);
+		if (atomic_load(&w->unique) != unique)
+			atomic_store(&w->interrupted, false); /* it has gone on to another */
+		else
+			pthread_kill(w->thread, SIGUSR1);
+		usleep(pause);
+		pause = pause < 20000 ? pause * 2 : pause;
+	}
+}
+
+/* First written down, then looked for: whoever takes the request up meanwhile sees one or the other. */
 bool zc_interrupt(struct zc_session *s, uint64_t unique)
 {
+	unsigned at = atomic_fetch_add(&s->early_next, 1) % EARLY_INTERRUPTS;
+	atomic_store(&s->early_interrupts[at], unique);
 	for (struct zc_worker *w = atomic_load(&s->workers); w; w = w->next) {
 		if (atomic_load(&w->unique) != unique)
 			continue;
-		atomic_store(&w->interrupted, true);
-		for (unsigned i = 0; i < 50 && atomic_load(&w->unique) == unique; i++) {
-			pthread_kill(w->thread, SIGUSR1);
-			usleep(200);
-		}
+		interrupt(w, unique);
 		return true;
 	}
-	unsigned at = atomic_fetch_add(&s->early_next, 1) % 16;
-	atomic_store(&s->early_interrupts[at], unique);
 	return false;
 }

@@ -70,7 +70,7 @@ static void use(const struct zc_req *r)
 
 static void *copy_of(const void *p, size_t len)
 {
-	void *copy = malloc(len ? len : 1);
+	void *copy = calloc(1, len ? len : 1);
 
 	require(copy != NULL);
 	if (len)

@@ -1011,7 +1011,7 @@ static void test_no_child(void)
 	start("/nonexistent/python3");
 	usleep(50000);
 	zc_relay_status(session.relay, &st);
-	EXPECT(!strcmp(st.state, "restarting"));
+	EXPECT(!strcmp(st.state, "starting"));
 	EXPECT_IS(st.pid, 0);
 	zc_relay_forget(session.relay, ID(10), 1);
 	struct fuse_release_in rel = {.fh = 77};

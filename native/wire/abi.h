@@ -44,17 +44,17 @@
 	X(15, READ, sizeof(struct fuse_read_in), ZC_F_ANYCRED)                                     \
 	X(16, WRITE, sizeof(struct fuse_write_in), ZC_F_DATA | ZC_F_BLOCKS | ZC_F_ANYCRED)             \
 	X(17, STATFS, 0, ZC_F_BLOCKS)                                                             \
-	X(18, RELEASE, sizeof(struct fuse_release_in), ZC_F_ANYCRED)                               \
+	X(18, RELEASE, sizeof(struct fuse_release_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                               \
 	X(20, FSYNC, sizeof(struct fuse_fsync_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                         \
 	X(21, SETXATTR, sizeof(struct fuse_setxattr_in), ZC_F_NAME1 | ZC_F_DATA | ZC_F_BLOCKS) \
 	X(22, GETXATTR, sizeof(struct fuse_getxattr_in), ZC_F_NAME1 | ZC_F_BLOCKS)      \
 	X(23, LISTXATTR, sizeof(struct fuse_getxattr_in), ZC_F_BLOCKS)                  \
 	X(24, REMOVEXATTR, 0, ZC_F_NAME1 | ZC_F_BLOCKS)                                 \
-	X(25, FLUSH, sizeof(struct fuse_flush_in), ZC_F_ANYCRED)                                   \
+	X(25, FLUSH, sizeof(struct fuse_flush_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                                   \
 	X(26, INIT, sizeof(struct fuse_init_in), ZC_F_DEV)                              \
 	X(27, OPENDIR, sizeof(struct fuse_open_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                                  \
 	X(28, READDIR, sizeof(struct fuse_read_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                        \
-	X(29, RELEASEDIR, sizeof(struct fuse_release_in), ZC_F_ANYCRED)                            \
+	X(29, RELEASEDIR, sizeof(struct fuse_release_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                            \
 	X(30, FSYNCDIR, sizeof(struct fuse_fsync_in), ZC_F_BLOCKS)                      \
 	X(31, GETLK, sizeof(struct fuse_lk_in), ZC_F_BLOCKS)                            \
 	X(32, SETLK, sizeof(struct fuse_lk_in), ZC_F_BLOCKS)                            \
