@@ -6,12 +6,20 @@
  * while such a write is on its way to us brings the old bytes back for good: the kernel has the new
  * page already, drops it, and reads the file before we write it.
  *
- * Threading: any worker; `seen`, `changes` and `clean` are under the inode lock, the system calls
- * outside it.
+ * Of the data only size and mtime count: ctime also moves with every chmod and setxattr.
+ *
+ * Threading: any worker. `seen`, `changes` and `clean` are under the inode lock, and so is the statx
+ * that they are compared with, or a change that ends in between would be taken for a foreign one.
  */
 #include <time.h>
 
 #include "ops.h"
+
+static uint64_t data_digest(const struct statx *stx)
+{
+	struct statx data = {.stx_size = stx->stx_size, .stx_mtime = stx->stx_mtime};
+	return zc_told_of(&data);
+}
 
 /* Two changes within a tick of the clock can have one time: data that young may have changed even
  * where the times are the same. */
@@ -25,98 +33,106 @@ static bool is_young(const struct statx *stx)
 }
 
 /* Whether the kernel's cached data is not the source's; it is taken for seen from here on. */
-static bool data_changed_locked(struct zc_inode *inode, const struct statx *stx, bool trust_own)
+static bool data_changed_locked(struct zc_inode *inode, int fd, bool trust_own)
 {
+	struct statx stx;
 	if (inode->opened->changes)
 		return false;
-	bool changed = inode->seen != zc_told_of(stx) ||
-		       (!(trust_own && inode->seen_own) && is_young(stx));
+	if (zc_stat_fd(fd, &stx))
+		return true;
+	bool changed = inode->seen != data_digest(&stx) ||
+		       (!(trust_own && inode->seen_own) && is_young(&stx));
 	if (changed) {
-		inode->seen = zc_told_of(stx);
+		inode->seen = data_digest(&stx);
 		inode->seen_own = false;
 	}
 	return changed;
 }
 
+static bool data_changed(struct zc_session *s, struct zc_inode *inode, int fd, bool trust_own)
+{
+	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
+	pthread_mutex_lock(lock);
+	bool changed = data_changed_locked(inode, fd, trust_own);
+	pthread_mutex_unlock(lock);
+	return changed;
+}
+
+/* Counts a writer that we shall not see writing; true if this is one. */
+static bool count_unseen(struct zc_file *file)
+{
+	bool unseen = zc_is_writer(file->flags) && file->engine == &zc_engine_kernel;
+	if (unseen)
+		atomic_fetch_add(&file->inode->unseen_writers, 1);
+	return unseen;
+}
+
 void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse_open_out *out)
 {
 	struct zc_inode *inode = file->inode;
-	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, inode);
-	bool unseen = zc_is_writer(file->flags) && file->engine == &zc_engine_kernel;
 	struct statx stx;
-	if (unseen)
-		atomic_fetch_add(&inode->unseen_writers, 1);
-	int err = zc_stat_fd(fd, &stx);
-	if (!err && file->engine == &zc_engine_buffered) {
-		pthread_mutex_lock(lock);
-		bool changed = data_changed_locked(inode, &stx, true);
-		pthread_mutex_unlock(lock);
-		if (!changed && !(out->open_flags & FOPEN_DIRECT_IO))
-			out->open_flags |= FOPEN_KEEP_CACHE;
-	}
-	if (err || unseen || atomic_load(&inode->told) != zc_told_of(&stx))
+	bool unseen = count_unseen(file);
+	if (file->engine == &zc_engine_buffered && !data_changed(r->s, inode, fd, true) &&
+	    !(out->open_flags & FOPEN_DIRECT_IO))
+		out->open_flags |= FOPEN_KEEP_CACHE;
+	if (unseen || zc_stat_fd(fd, &stx) || atomic_load(&inode->told) != zc_told_of(&stx))
 		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
 }
 
-void zc_open_made(struct zc_req *r, struct zc_file *file)
+void zc_open_made(struct zc_req *r, struct zc_file *file, int fd)
 {
-	struct zc_inode *inode = file->inode;
-	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, inode);
-	if (zc_is_writer(file->flags) && file->engine == &zc_engine_kernel)
-		atomic_fetch_add(&inode->unseen_writers, 1);
-	pthread_mutex_lock(lock);
-	inode->seen = atomic_load(&inode->told);
-	inode->seen_own = true;
-	pthread_mutex_unlock(lock);
+	count_unseen(file);
+	if (file->engine == &zc_engine_buffered)
+		data_changed(r->s, file->inode, fd, true);
 }
 
 void zc_lock_refresh(struct zc_req *r, struct zc_file *file)
 {
-	struct zc_inode *inode = file->inode;
-	pthread_mutex_t *lock = zc_inode_lock(r->s->inodes, inode);
 	int fd = atomic_load(&file->fd);
-	struct statx stx;
-	if (file->engine != &zc_engine_buffered || fd < 0 || zc_stat_fd(fd, &stx))
-		return;
-	pthread_mutex_lock(lock);
-	bool changed = data_changed_locked(inode, &stx, false);
-	pthread_mutex_unlock(lock);
-	if (changed)
-		zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, inode));
+	if (file->engine == &zc_engine_buffered && fd >= 0 &&
+	    data_changed(r->s, file->inode, fd, false))
+		zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, file->inode));
 }
 
-void zc_change_begin(struct zc_session *s, struct zc_file *file, int fd)
+/* What is not open has nothing cached that the next open would not check. */
+static struct zc_opened *buffered_locked(const struct zc_inode *inode)
 {
-	pthread_mutex_t *lock = zc_inode_lock(s->inodes, file->inode);
-	struct statx stx;
-	if (file->engine != &zc_engine_buffered)
-		return;
-	bool known = !zc_stat_fd(fd, &stx);
-	pthread_mutex_lock(lock);
-	struct zc_opened *o = file->inode->opened;
-	if (o->changes++ == 0)
-		o->clean = known && file->inode->seen == zc_told_of(&stx);
-	o->set_id |= known && stx.stx_mode & (S_ISUID | S_ISGID);
-	pthread_mutex_unlock(lock);
+	struct zc_opened *o = inode->opened;
+	return o && o->engine == &zc_engine_buffered ? o : NULL;
 }
 
-void zc_change_end(struct zc_session *s, struct zc_file *file, int fd)
+bool zc_change_begin(struct zc_session *s, struct zc_inode *inode, int fd)
 {
-	pthread_mutex_t *lock = zc_inode_lock(s->inodes, file->inode);
-	struct zc_inode *inode = file->inode;
+	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
 	struct statx stx;
-	if (file->engine != &zc_engine_buffered)
-		return;
-	bool known = !zc_stat_fd(fd, &stx);
 	pthread_mutex_lock(lock);
-	if (--inode->opened->changes == 0 && inode->opened->clean && known) {
-		inode->seen = zc_told_of(&stx);
-		inode->seen_own = true;
+	struct zc_opened *o = buffered_locked(inode);
+	if (o && o->changes++ == 0) {
+		bool known = !zc_stat_fd(fd, &stx);
+		o->clean = known && inode->seen == data_digest(&stx);
+		o->set_id = known && stx.stx_mode & (S_ISUID | S_ISGID);
 	}
-	/* the kernel takes the size and the times of a file it has written to for changed, not the mode */
-	bool dropped = known && inode->opened->set_id && !(stx.stx_mode & (S_ISUID | S_ISGID));
-	if (dropped)
-		inode->opened->set_id = false;
+	pthread_mutex_unlock(lock);
+	return o;
+}
+
+void zc_change_end(struct zc_session *s, struct zc_inode *inode, int fd, bool begun)
+{
+	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
+	struct statx stx;
+	bool dropped = false;
+	if (!begun)
+		return;
+	pthread_mutex_lock(lock);
+	struct zc_opened *o = buffered_locked(inode);
+	if (o && o->changes && --o->changes == 0 && !zc_stat_fd(fd, &stx)) {
+		if (o->clean) {
+			inode->seen = data_digest(&stx);
+			inode->seen_own = true;
+		}
+		/* the kernel knows that size and times of what it wrote to have changed, not the mode */
+		dropped = o->set_id && !(stx.stx_mode & (S_ISUID | S_ISGID));
+	}
 	pthread_mutex_unlock(lock);
 	if (dropped)
 		zc_notify_inval_attr(s, zc_inode_id(s->inodes, inode));

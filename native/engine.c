@@ -22,20 +22,39 @@ static int source_flags(int flags)
 	       O_NOFOLLOW | O_NONBLOCK;
 }
 
+static int plain_open(struct zc_req *r, struct zc_inode *inode, int flags)
+{
+	int fd = zc_inode_open(r->s->inodes, inode, source_flags(flags));
+	if (fd == -EPERM && flags & O_NOATIME) /* only the owner may ask for it */
+		fd = zc_inode_open(r->s->inodes, inode, source_flags(flags & ~O_NOATIME));
+	return fd;
+}
+
+/* With O_TRUNC the open is a change of the file, and drops set-id bits as one. */
+static int truncating_open(struct zc_req *r, struct zc_inode *inode, int flags)
+{
+	ZC_FD(path);
+	int fd = zc_inode_fd(r->s->inodes, inode, &path);
+	if (fd < 0)
+		return fd;
+	if (r->hdr.uid == 0)
+		zc_fsetid_on(r->w);
+	else
+		zc_no_privilege(r);
+	bool begun = zc_change_begin(r->s, inode, path.fd);
+	fd = plain_open(r, inode, flags);
+	zc_change_end(r->s, inode, path.fd, begun);
+	zc_as_self(r);
+	return fd;
+}
+
 /* The descriptor that this open needs, or -1 in `*fd` if it can do without. */
 static int source_open(struct zc_req *r, struct zc_inode *inode, int flags, bool need, int *fd)
 {
 	*fd = -1;
 	if (!need && !zc_is_writer(flags) && !(flags & O_TRUNC))
 		return 0;
-	if (flags & O_TRUNC && r->hdr.uid == 0)
-		zc_fsetid_on(r->w);
-	else if (flags & O_TRUNC)
-		zc_no_privilege(r);
-	int got = zc_inode_open(r->s->inodes, inode, source_flags(flags));
-	if (got == -EPERM && flags & O_NOATIME) /* only the owner may ask for it */
-		got = zc_inode_open(r->s->inodes, inode, source_flags(flags & ~O_NOATIME));
-	zc_as_self(r);
+	int got = flags & O_TRUNC ? truncating_open(r, inode, flags) : plain_open(r, inode, flags);
 	if (got < 0)
 		return got;
 	*fd = got;
@@ -105,7 +124,7 @@ static int open_with(struct zc_req *r, struct zc_file *file, bool made, struct f
 	if (err)
 		return err;
 	if (made)
-		zc_open_made(r, file);
+		zc_open_made(r, file, fd);
 	else
 		zc_open_refresh(r, file, fd < 0 ? look.fd : fd, out);
 	if (fd < 0 && file->engine->needs_fd) { /* degraded to an engine that reads through us */

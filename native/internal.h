@@ -23,6 +23,7 @@
 #define ZC_MAX_WRITE (1u << 20) /* bytes of one READ or WRITE; the kernel's default limit is 256 pages */
 #define ZC_ZCFS_NAME ".zcfs"
 #define ZC_COMPUTED_BIT (1ULL << 63) /* nodeids of the computed tree */
+#define ZC_COMPUTED_ROOT (ZC_COMPUTED_BIT + 1) /* .zcfs itself, in zcfs/fs/contents.py too */
 
 struct zc_session;
 struct zc_worker;
@@ -247,14 +248,14 @@ static inline bool zc_is_writer(int flags)
  * the source has changed since it was last told. `fd`: any descriptor of the inode. */
 void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse_open_out *out);
 /* The same for a file that the request has made, and told the kernel of. */
-void zc_open_made(struct zc_req *r, struct zc_file *file);
+void zc_open_made(struct zc_req *r, struct zc_file *file, int fd);
 /* After a lock was granted: whoever held it before, on the source, may have written. Drops the
  * kernel's cached data if the source has changed. */
 void zc_lock_refresh(struct zc_req *r, struct zc_file *file);
-/* Bracket a change of the file's data that the kernel asked for: its cache holds that change, which
- * must not be taken for somebody else's. */
-void zc_change_begin(struct zc_session *s, struct zc_file *file, int fd);
-void zc_change_end(struct zc_session *s, struct zc_file *file, int fd);
+/* Bracket a change of the file that the kernel asked for: its cache holds that change, which must
+ * not be taken for somebody else's. `fd`: any descriptor of it; `begun`: what begin returned. */
+bool zc_change_begin(struct zc_session *s, struct zc_inode *inode, int fd);
+void zc_change_end(struct zc_session *s, struct zc_inode *inode, int fd, bool begun);
 
 /* lock.c --------------------------------------------------------------------------------- */
 
@@ -393,7 +394,7 @@ struct zc_session {
 	const struct zc_engine *engine; /* the policy in force */
 	struct zc_relay *relay;		/* NULL: no computed tree */
 	struct zc_control *control;
-	uint64_t started_ns;
+	uint64_t started_ns, started_s; /* monotonic; wall clock */
 	_Atomic bool ended;
 	int end_efd; /* eventfd: readable when the session has ended */
 	_Atomic uint64_t bytes_read, bytes_written, open_files[2], backing_ids;

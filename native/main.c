@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <dirent.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "session.h"
@@ -500,6 +501,7 @@ int main(int argc, char **argv)
 	int signals = take_signals();
 	pthread_mutex_init(&s.degr_lock, NULL);
 	s.started_ns = zc_now_ns();
+	s.started_s = (uint64_t)time(NULL);
 	s.end_efd = eventfd(0, EFD_CLOEXEC);
 	if (s.end_efd < 0 || signals < 0)
 		die(EXIT_CANNOT, "eventfd: %s", strerror(errno));

@@ -215,11 +215,7 @@ static int set_size(struct zc_req *r, struct zc_inode *inode, const struct fuse_
 		return fd;
 	if (in->valid & FATTR_KILL_SUIDGID)
 		zc_no_privilege(r);
-	if (file)
-		zc_change_begin(r->s, file, fd);
 	int err = ZC_SYSI("ftruncate", ftruncate(fd, (off_t)in->size));
-	if (file)
-		zc_change_end(r->s, file, fd);
 	zc_as_self(r);
 	zc_fsetid_on(r->w); /* a change of mode may follow */
 	return err;
@@ -246,6 +242,22 @@ static int set_times(int fd, const struct fuse_setattr_in *in)
 	return err;
 }
 
+/* The order matters: chown drops set-id bits, and a truncation moves the times. */
+static int set_attributes(struct zc_req *r, struct zc_inode *inode, int fd,
+			  const struct fuse_setattr_in *in)
+{
+	int err = 0;
+	if (in->valid & (FATTR_UID | FATTR_GID))
+		err = set_owner(fd, in);
+	if (!err && in->valid & FATTR_SIZE)
+		err = set_size(r, inode, in);
+	if (!err && in->valid & FATTR_MODE)
+		err = set_mode(fd, in->mode);
+	if (!err && in->valid & (FATTR_ATIME | FATTR_MTIME))
+		err = set_times(fd, in);
+	return err;
+}
+
 int zc_op_SETATTR(struct zc_req *r)
 {
 	const struct fuse_setattr_in *in = r->in;
@@ -258,14 +270,11 @@ int zc_op_SETATTR(struct zc_req *r)
 		return err;
 	ZC_FD(path);
 	err = zc_inode_fd(r->s->inodes, ino.i, &path);
-	if (!err && in->valid & (FATTR_UID | FATTR_GID))
-		err = set_owner(path.fd, in);
-	if (!err && in->valid & FATTR_SIZE)
-		err = set_size(r, ino.i, in);
-	if (!err && in->valid & FATTR_MODE)
-		err = set_mode(path.fd, in->mode);
-	if (!err && in->valid & (FATTR_ATIME | FATTR_MTIME))
-		err = set_times(path.fd, in);
+	if (err)
+		return err;
+	bool begun = zc_change_begin(r->s, ino.i, path.fd);
+	err = set_attributes(r, ino.i, path.fd, in);
+	zc_change_end(r->s, ino.i, path.fd, begun);
 	if (!err)
 		err = zc_stat_fd(path.fd, &stx);
 	if (err)

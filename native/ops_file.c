@@ -126,7 +126,7 @@ int zc_op_WRITE(struct zc_req *r)
 	if (n < 0)
 		return (int)n;
 	bool kill = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
-	zc_change_begin(r->s, file, fd);
+	bool begun = zc_change_begin(r->s, file->inode, fd);
 	if (kill)
 		zc_no_privilege(r);
 	else
@@ -137,7 +137,7 @@ int zc_op_WRITE(struct zc_req *r)
 		n = write_full(fd, r->arg, in->size, (off_t)in->offset, 0);
 	if (kill)
 		zc_as_self(r);
-	zc_change_end(r->s, file, fd);
+	zc_change_end(r->s, file->inode, fd, begun);
 	if (n < 0)
 		return (int)n;
 	atomic_fetch_add_explicit(&r->s->bytes_written, (uint64_t)n, memory_order_relaxed);
@@ -171,10 +171,10 @@ int zc_op_FALLOCATE(struct zc_req *r)
 		return err;
 	if (r->hdr.uid) /* no flag comes with this one */
 		zc_fsetid_off(r->w);
-	zc_change_begin(r->s, file, fd);
+	bool begun = zc_change_begin(r->s, file->inode, fd);
 	err = ZC_SYSI("fallocate",
 		      fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));
-	zc_change_end(r->s, file, fd);
+	zc_change_end(r->s, file->inode, fd, begun);
 	return err;
 }
 
@@ -204,10 +204,10 @@ static ssize_t copy_range(struct zc_req *r)
 		return err;
 	if (r->hdr.uid) /* no flag comes with this one */
 		zc_fsetid_off(r->w);
-	zc_change_begin(r->s, out, to);
+	bool begun = zc_change_begin(r->s, out->inode, to);
 	ssize_t n = ZC_SYS("copy_file_range",
 			   copy_file_range(from, &off_in, to, &off_out, in->len, 0));
-	zc_change_end(r->s, out, to);
+	zc_change_end(r->s, out->inode, to, begun);
 	return n;
 }
 

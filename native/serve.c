@@ -4,8 +4,11 @@
  * is decided here: .zcfs in the root, and anything that would join the two trees.
  */
 #include <string.h>
+#include <unistd.h>
 
 #include "ops.h"
+
+#define DAY 86400 /* seconds */
 
 static const zc_op handlers[FUSE_OPCODE_END] = {
 #define X(code, name, size, flags) [code] = zc_op_##name,
@@ -57,10 +60,28 @@ int zc_op_DESTROY(struct zc_req *r)
 	return 0;
 }
 
+/* The one name of the computed tree that is answered here: while a LOOKUP in the root waits, the
+ * kernel lets nobody create a file there, and after that nobody look anything up. */
+static int lookup_zcfs(struct zc_req *r)
+{
+	struct fuse_entry_out *out = (void *)r->out;
+	uint64_t started = r->s->started_s;
+	if (!r->s->relay)
+		return -ENOENT;
+	*out = (struct fuse_entry_out){
+		.nodeid = ZC_COMPUTED_ROOT,
+		.entry_valid = DAY,
+		.attr_valid = DAY,
+		.attr = {.ino = ZC_COMPUTED_ROOT, .mode = S_IFDIR | 0555, .nlink = 2, .uid = geteuid(),
+			 .gid = getegid(), .blksize = 4096, .atime = started, .mtime = started,
+			 .ctime = started}};
+	return zc_reply(r, sizeof(*out));
+}
+
 static int computed(struct zc_req *r)
 {
 	if (!r->s->relay)
-		return r->hdr.opcode == FUSE_LOOKUP ? -ENOENT : -ESTALE;
+		return -ESTALE;
 	if (r->hdr.opcode == FUSE_FORGET) {
 		const struct fuse_forget_in *in = r->in;
 		zc_relay_forget(r->s->relay, r->hdr.nodeid, in->nlookup);
@@ -120,7 +141,7 @@ static int route(struct zc_req *r)
 	if (r->hdr.nodeid & ZC_COMPUTED_BIT)
 		return computed(r);
 	if (touches_zcfs(r))
-		return r->hdr.opcode == FUSE_LOOKUP ? computed(r) : -EPERM;
+		return r->hdr.opcode == FUSE_LOOKUP ? lookup_zcfs(r) : -EPERM;
 	return handlers[r->hdr.opcode](r);
 }
 
