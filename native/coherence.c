@@ -1,10 +1,11 @@
 /* Coherence with the source: close-to-open, and at every lock.
  *
  * What the kernel caches of a file was true when its attributes were `told`, its data when they were
- * `seen`. An open and a granted lock compare them with the source. FUSE_AUTO_INVAL_DATA would have
- * the kernel do it, but it takes the mount's own writes for foreign ones; and dropping the cache
- * while such a write is on its way to us brings the old bytes back for good: the kernel has the new
- * page already, drops it, and reads the file before we write it.
+ * `seen`. An open, a granted lock and every look at the attributes of an open file compare them with
+ * the source. The kernel would do it by itself (FUSE_AUTO_INVAL_DATA, and at each change of size
+ * without FUSE_EXPLICIT_INVAL_DATA), but it takes the mount's own writes for foreign ones; and
+ * dropping the cache while such a write is on its way to us brings the old bytes back for good: the
+ * kernel has the new page already, drops it, and reads the file before we write it.
  *
  * Of the data only size and mtime count: ctime also moves with every chmod and setxattr.
  *
@@ -99,6 +100,20 @@ static struct zc_opened *buffered_locked(const struct zc_inode *inode)
 {
 	struct zc_opened *o = inode->opened;
 	return o && o->engine == &zc_engine_buffered ? o : NULL;
+}
+
+void zc_attr_refresh(struct zc_session *s, struct zc_inode *inode)
+{
+	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
+	ZC_FD(path);
+	if (!__atomic_load_n(&inode->opened, __ATOMIC_RELAXED) ||
+	    zc_inode_fd(s->inodes, inode, &path))
+		return;
+	pthread_mutex_lock(lock);
+	bool changed = buffered_locked(inode) && data_changed_locked(inode, path.fd, true);
+	pthread_mutex_unlock(lock);
+	if (changed)
+		zc_notify_inval_data(s, zc_inode_id(s->inodes, inode));
 }
 
 bool zc_change_begin(struct zc_session *s, struct zc_inode *inode, int fd)

@@ -252,6 +252,8 @@ void zc_open_made(struct zc_req *r, struct zc_file *file, int fd);
 /* After a lock was granted: whoever held it before, on the source, may have written. Drops the
  * kernel's cached data if the source has changed. */
 void zc_lock_refresh(struct zc_req *r, struct zc_file *file);
+/* Before attributes go out: drops the cached data of an open file that the source has changed. */
+void zc_attr_refresh(struct zc_session *s, struct zc_inode *inode);
 /* Bracket a change of the file that the kernel asked for: its cache holds that change, which must
  * not be taken for somebody else's. `fd`: any descriptor of it; `begun`: what begin returned. */
 bool zc_change_begin(struct zc_session *s, struct zc_inode *inode, int fd);

@@ -91,6 +91,7 @@ static int entry_fill(struct zc_req *r, const struct statx *stx, struct zc_inode
 	zc_timeout_split(s->opt.entry_timeout, &out->entry_valid, &out->entry_valid_nsec);
 	zc_attr_timeout(s, inode, &out->attr_valid, &out->attr_valid_nsec);
 	zc_attr_fill(s, stx, &out->attr);
+	zc_attr_refresh(s, inode);
 	atomic_store(&inode->told, zc_told_of(stx));
 	return 0;
 }
@@ -124,9 +125,11 @@ static int stat_inode(struct zc_req *r, struct zc_inode *inode, const struct zc_
 		if (!err)
 			err = zc_stat_fd(path.fd, stx);
 	}
-	if (!err)
-		atomic_store(&inode->told, zc_told_of(stx));
-	return err;
+	if (err)
+		return err;
+	zc_attr_refresh(r->s, inode);
+	atomic_store(&inode->told, zc_told_of(stx));
+	return 0;
 }
 
 static int reply_attr(struct zc_req *r, struct zc_inode *inode, const struct statx *stx)
