@@ -22,8 +22,8 @@ static uint64_t data_digest(const struct statx *stx)
 	return zc_told_of(&data);
 }
 
-/* Two changes within a tick of the clock can have one time: data that young may have changed even
- * where the times are the same. */
+/* Before Linux 6.13 two changes within a tick of the clock have one time. Where a lock has just said
+ * that nobody writes, data that young is not trusted; elsewhere a write of our own may be on its way. */
 static bool is_young(const struct statx *stx)
 {
 	struct timespec now;
@@ -34,27 +34,23 @@ static bool is_young(const struct statx *stx)
 }
 
 /* Whether the kernel's cached data is not the source's; it is taken for seen from here on. */
-static bool data_changed_locked(struct zc_inode *inode, int fd, bool trust_own)
+static bool data_changed_locked(struct zc_inode *inode, int fd, bool trust_young)
 {
 	struct statx stx;
-	if (inode->opened->changes)
+	if (inode->changes)
 		return false;
 	if (zc_stat_fd(fd, &stx))
 		return true;
-	bool changed = inode->seen != data_digest(&stx) ||
-		       (!(trust_own && inode->seen_own) && is_young(&stx));
-	if (changed) {
-		inode->seen = data_digest(&stx);
-		inode->seen_own = false;
-	}
+	bool changed = inode->seen != data_digest(&stx) || (!trust_young && is_young(&stx));
+	inode->seen = data_digest(&stx);
 	return changed;
 }
 
-static bool data_changed(struct zc_session *s, struct zc_inode *inode, int fd, bool trust_own)
+static bool data_changed(struct zc_session *s, struct zc_inode *inode, int fd, bool trust_young)
 {
 	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
 	pthread_mutex_lock(lock);
-	bool changed = data_changed_locked(inode, fd, trust_own);
+	bool changed = data_changed_locked(inode, fd, trust_young);
 	pthread_mutex_unlock(lock);
 	return changed;
 }
@@ -73,8 +69,8 @@ void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse
 	struct zc_inode *inode = file->inode;
 	struct statx stx;
 	bool unseen = count_unseen(file);
-	if (file->engine == &zc_engine_buffered && !data_changed(r->s, inode, fd, true) &&
-	    !(out->open_flags & FOPEN_DIRECT_IO))
+	/* also with O_DIRECT, whose open would drop the cache of everybody else */
+	if (file->engine == &zc_engine_buffered && !data_changed(r->s, inode, fd, true))
 		out->open_flags |= FOPEN_KEEP_CACHE;
 	if (unseen || zc_stat_fd(fd, &stx) || atomic_load(&inode->told) != zc_told_of(&stx))
 		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
@@ -95,13 +91,6 @@ void zc_lock_refresh(struct zc_req *r, struct zc_file *file)
 		zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, file->inode));
 }
 
-/* What is not open has nothing cached that the next open would not check. */
-static struct zc_opened *buffered_locked(const struct zc_inode *inode)
-{
-	struct zc_opened *o = inode->opened;
-	return o && o->engine == &zc_engine_buffered ? o : NULL;
-}
-
 void zc_attr_refresh(struct zc_session *s, struct zc_inode *inode)
 {
 	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
@@ -110,7 +99,9 @@ void zc_attr_refresh(struct zc_session *s, struct zc_inode *inode)
 	    zc_inode_fd(s->inodes, inode, &path))
 		return;
 	pthread_mutex_lock(lock);
-	bool changed = buffered_locked(inode) && data_changed_locked(inode, path.fd, true);
+	const struct zc_opened *o = inode->opened;
+	bool changed = o && o->engine == &zc_engine_buffered &&
+		       data_changed_locked(inode, path.fd, true);
 	pthread_mutex_unlock(lock);
 	if (changed)
 		zc_notify_inval_data(s, zc_inode_id(s->inodes, inode));
@@ -121,14 +112,14 @@ bool zc_change_begin(struct zc_session *s, struct zc_inode *inode, int fd)
 	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
 	struct statx stx;
 	pthread_mutex_lock(lock);
-	struct zc_opened *o = buffered_locked(inode);
-	if (o && o->changes++ == 0) {
+	bool begun = inode->seen != 0;
+	if (begun && inode->changes++ == 0) {
 		bool known = !zc_stat_fd(fd, &stx);
-		o->clean = known && inode->seen == data_digest(&stx);
-		o->set_id = known && stx.stx_mode & (S_ISUID | S_ISGID);
+		inode->clean = known && inode->seen == data_digest(&stx);
+		inode->set_id = known && stx.stx_mode & (S_ISUID | S_ISGID);
 	}
 	pthread_mutex_unlock(lock);
-	return o;
+	return begun;
 }
 
 void zc_change_end(struct zc_session *s, struct zc_inode *inode, int fd, bool begun)
@@ -139,14 +130,11 @@ void zc_change_end(struct zc_session *s, struct zc_inode *inode, int fd, bool be
 	if (!begun)
 		return;
 	pthread_mutex_lock(lock);
-	struct zc_opened *o = buffered_locked(inode);
-	if (o && o->changes && --o->changes == 0 && !zc_stat_fd(fd, &stx)) {
-		if (o->clean) {
+	if (--inode->changes == 0 && !zc_stat_fd(fd, &stx)) {
+		if (inode->clean)
 			inode->seen = data_digest(&stx);
-			inode->seen_own = true;
-		}
 		/* the kernel knows that size and times of what it wrote to have changed, not the mode */
-		dropped = o->set_id && !(stx.stx_mode & (S_ISUID | S_ISGID));
+		dropped = inode->set_id && !(stx.stx_mode & (S_ISUID | S_ISGID));
 	}
 	pthread_mutex_unlock(lock);
 	if (dropped)

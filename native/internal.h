@@ -49,7 +49,11 @@ struct zc_inode {
 	uint64_t nlookup;	/* under the shard lock */
 	uint64_t ino;		/* the source's, as told to applications */
 	_Atomic uint64_t told;	/* digest of size, mtime and ctime last told to the kernel */
-	uint64_t seen;		/* the same, of the data in the kernel's cache; under the inode lock */
+	/* of the data in the kernel's cache (coherence.c), under the inode lock: */
+	uint64_t seen;		/* its digest; 0: none was ever cached */
+	uint32_t changes;	/* of our own, under way */
+	bool clean;		/* nobody else had changed the source when the first of them began */
+	bool set_id;		/* and it had set-id bits */
 	_Atomic uint32_t unseen_writers; /* open for writing where we do not see the writes */
 	struct zc_opened *opened; /* while open; under the inode lock */
 	uint32_t hash, hash_next;
@@ -57,7 +61,6 @@ struct zc_inode {
 	uint16_t fmt;		/* S_IFMT */
 	uint16_t mount;		/* index of the source mount */
 	bool by_path;		/* located by parent and name, not by handle */
-	bool seen_own;		/* `seen` is from a change of our own */
 	uint8_t handle_len;
 	int32_t handle_type;
 	union {
@@ -207,9 +210,6 @@ struct zc_opened {
 	uint32_t count, writers;
 	const struct zc_engine *engine;
 	int32_t backing_id;
-	uint32_t changes; /* of our own under way */
-	bool set_id;	  /* it had set-id bits before one of them */
-	bool clean;	  /* nobody else had changed the source when the first of them began */
 	struct zc_lock_owner *locks;
 };
 
