@@ -420,6 +420,7 @@ struct zc_control {
 	struct zc_session *s;
 	pthread_t thread;
 	int fd, end; /* end: an eventfd, readable when the thread has to */
+	int reserve; /* a descriptor to give up, so that one can always ask what is wrong */
 	ino_t ino;   /* of the socket's file; 0: there is none */
 	char path[PATH_MAX - 32];
 };
@@ -620,15 +621,34 @@ static void serve_client(struct zc_control *c, int fd)
 	free(answer);
 }
 
+static void hold_reserve(struct zc_control *c)
+{
+	if (c->reserve < 0)
+		c->reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/* Out of descriptors: the reserve makes room for one client. */
+static int accept_in_reserve(struct zc_control *c)
+{
+	if (c->reserve < 0)
+		return -EMFILE;
+	close(c->reserve);
+	c->reserve = -1;
+	return ZC_SYSI("accept", accept4(c->fd, NULL, NULL, SOCK_CLOEXEC));
+}
+
 static void *control_run(void *arg)
 {
 	struct zc_control *c = arg;
 
 	while (wait_until(c, c->fd, POLLIN, 0) != -ECANCELED) {
 		int fd = ZC_SYSI("accept", accept4(c->fd, NULL, NULL, SOCK_CLOEXEC));
+		if (fd == -EMFILE || fd == -ENFILE)
+			fd = accept_in_reserve(c);
 		if (fd >= 0) {
 			serve_client(c, fd);
 			close(fd);
+			hold_reserve(c);
 		} else if (fd != -EAGAIN) { /* out of descriptors: try again later, and not hot */
 			wait_until(c, -1, 0, zc_now_ns() + RETRY_MS * NS_PER_MS);
 		}
@@ -656,6 +676,8 @@ static void control_free(struct zc_control *c)
 	socket_remove(c);
 	if (c->end >= 0)
 		close(c->end);
+	if (c->reserve >= 0)
+		close(c->reserve);
 	free(c);
 }
 
@@ -668,6 +690,8 @@ int zc_control_create(struct zc_session *s, struct zc_control **out)
 		return -ENOMEM;
 	c->s = s;
 	c->fd = -1;
+	c->reserve = -1;
+	hold_reserve(c);
 	c->end = ZC_SYSI("eventfd", eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 	err = c->end < 0 ? c->end : socket_make(c);
 	if (!err)

@@ -19,7 +19,7 @@
 static int source_flags(int flags)
 {
 	return (flags & ~(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_TMPFILE | O_DIRECTORY)) |
-	       O_NOFOLLOW | O_NONBLOCK;
+	       O_NOFOLLOW;
 }
 
 static int plain_open(struct zc_req *r, struct zc_inode *inode, int flags)
@@ -99,7 +99,7 @@ static int engine_open_locked(struct zc_req *r, struct zc_file *file, int fd,
 static int look_open(struct zc_session *s, struct zc_inode *inode, bool *registrable)
 {
 	*registrable |= !__atomic_load_n(&inode->opened, __ATOMIC_RELAXED);
-	return zc_inode_open(s->inodes, inode, *registrable ? O_RDONLY | O_NONBLOCK : O_PATH);
+	return zc_inode_open(s->inodes, inode, *registrable ? O_RDONLY : O_PATH);
 }
 
 /* `made`: by this request, which tells the kernel all there is to know. */

@@ -6,10 +6,12 @@ client sends one line, a verb, and reads one JSON document up to the end of the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from zcfs.errors import DaemonError, ZcfsError
 from zcfs.mountinfo import FSTYPE, Mount, read
 
 TIMEOUT = 5.0  #: seconds until a daemon that does not answer counts as hanging
+RESETS = 3  #: connections that may be reset before that is an error
 DEAD = "its daemon is dead"
 HUNG = "its daemon does not answer"
 
@@ -82,7 +85,19 @@ def peer(sock: socket.socket) -> tuple[int, int]:
 
 
 def query(mount: Mount, verb: str, timeout: float = TIMEOUT) -> dict[str, Any]:
-    """Ask the daemon of `mount`: verb 'status' or 'stats'."""
+    """Ask the daemon of `mount`: verb 'status' or 'stats'.
+
+    A daemon that is just ending may still listen on the path that the next one takes over: what is
+    reset is asked again.
+    """
+    for _ in range(RESETS):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            return _ask(mount, verb, timeout)
+        time.sleep(0.05)
+    raise DaemonError(f"{mount.mountpoint}: its daemon resets every connection")
+
+
+def _ask(mount: Mount, verb: str, timeout: float) -> dict[str, Any]:
     chunks = []
     try:
         with connect(mount, timeout) as sock:
@@ -91,6 +106,8 @@ def query(mount: Mount, verb: str, timeout: float = TIMEOUT) -> dict[str, Any]:
                 chunks.append(chunk)
     except TimeoutError:
         raise DaemonError(_hung(mount, timeout)) from None
+    except (ConnectionResetError, BrokenPipeError):
+        raise
     except OSError as exc:
         raise DaemonError(f"{mount.mountpoint}: {exc.strerror or exc} on its socket") from exc
     return _document(mount, b"".join(chunks))
