@@ -21,7 +21,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mount import guard  # noqa: E402
+from mount import guard
 
 DEFAULT_LIMIT = 60.0
 SCRATCH = pytest.StashKey[Path]()
@@ -59,8 +59,36 @@ def mount_image(scratch: Path) -> None:
     shutil.rmtree(store / "lost+found")
 
 
+_interruptible = False  # whether a test's own code runs, and not pytest's
+
+
 def on_alarm(signum: int, frame: object) -> None:
-    raise TestHung
+    if _interruptible:
+        raise TestHung
+
+
+def interruptible() -> Iterator[None]:
+    global _interruptible
+    _interruptible = True
+    try:
+        return (yield)
+    finally:
+        _interruptible = False
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    return (yield from interruptible())
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call() -> Iterator[None]:
+    return (yield from interruptible())
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    return (yield from interruptible())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -104,7 +132,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     hang = item.config.stash[GUARD].report
     if report.failed and hang.exists():
         report.sections.append(("Where everything hung", hang.read_text()))
-        hang.unlink()
     return report
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 pytest.register_assert_rewrite("mount.posix")
 
 from . import harness
-from .guard import mounts_below
+from .guard import mounts_below, thaw, umount
 from .harness import MODES, Mode, Mount
 
 SKIPPED: dict[Mode, str] = {}
@@ -21,7 +22,9 @@ _numbers = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--peer", metavar="COMMAND", help="run the POSIX table on another program's mount")
+    parser.addoption(
+        "--peer", metavar="COMMAND", help="run the POSIX table on another program's mount"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,7 +41,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     granted = {name for name, item in harness.probe().items() if item["granted"] is True}
     wrong = []
     for mode, reason in SKIPPED.items():
-        needed = {harness.NEEDS[part] for part in (mode.engine, mode.transport) if part in harness.NEEDS}
+        needed = {
+            harness.NEEDS[part] for part in (mode.engine, mode.transport) if part in harness.NEEDS
+        }
         if needed <= granted and (harness.zcfsd() or os.environ.get("CI")):
             wrong.append(f"{mode} was skipped although the machine grants it: {reason}")
         elif os.environ.get("CI") and harness.zcfsd() is None:
@@ -92,7 +97,9 @@ def start(new_directory: Callable[[str], Path]) -> Iterator[Starter]:
     """
     made: list[Mount] = []
 
-    def begin(mode: Mode | None, *options: str, source: Path | None = None, **more: object) -> Mount:
+    def begin(
+        mode: Mode | None, *options: str, source: Path | None = None, **more: object
+    ) -> Mount:
         base = new_directory("mount")
         path = base / "mnt"
         path.mkdir()
@@ -128,3 +135,31 @@ def mode_once() -> Mode:
         if harness.why_not(mode) is None:
             return mode
     return require(MODES[-1])
+
+
+@pytest.fixture
+def disk(new_directory: Callable[[str], Path]) -> Iterator[Callable[..., Path]]:
+    """Makes ext4 filesystems of their own, on loop devices: to fill, to freeze, to break."""
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists() or not shutil.which("mkfs.ext4"):
+        pytest.skip("loop devices need root, /dev/loop-control and mkfs.ext4")
+    made: list[Path] = []
+
+    def make(megabytes: int = 64, options: str = "loop,noatime") -> Path:
+        base = new_directory("disk")
+        image, path = base / "image", base / "disk"
+        with image.open("wb") as file:
+            file.truncate(megabytes << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+        path.mkdir()
+        done = subprocess.run(["mount", "-o", options, image, path], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no loop mount: {done.stderr.strip()}")
+        shutil.rmtree(path / "lost+found")
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        thaw(str(path))
+        code = umount(str(path))
+        assert code == 0, f"{path} is in use after the daemon's end: {os.strerror(code)}"

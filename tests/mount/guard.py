@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 TAG = "ZCFS_TEST_SESSION"
+REPORT, SWEPT = "hang.txt", "swept"
 GRACE = 20.0  # seconds a test has to fail after its mounts were aborted
 MNT_FORCE, MNT_DETACH = 1, 2
 FITHAW = 0xC0045878
@@ -39,7 +40,7 @@ class Guard:
     """The test process's side: starts the guard, and tells it when a test begins and ends."""
 
     def __init__(self, scratch: Path, tag: str) -> None:
-        self.report = scratch / "hang.txt"
+        self.report, self._swept = scratch / REPORT, scratch / SWEPT
         self._process = subprocess.Popen(
             [sys.executable, "-I", __file__, str(os.getpid()), tag, str(scratch)],
             stdin=subprocess.PIPE,
@@ -50,6 +51,12 @@ class Guard:
         self._send({"name": name, "seconds": seconds})
 
     def disarm(self) -> None:
+        """The test has ended. After a hang, wait: what starts now would be swept too."""
+        while self.report.exists():
+            if self._swept.exists():
+                self.report.unlink()
+                self._swept.unlink()
+            time.sleep(0.05)
         self._send({"seconds": None})
 
     def stop(self) -> None:
@@ -68,7 +75,7 @@ class Guard:
 def mounts_below(directory: str) -> list[tuple[str, str, str]]:
     """Mount points below a directory as (path, type, minor of the device), the newest first."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")[:-1]:
         left, right = line.split(" - ", 1)
         fields = left.split()
         path = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
@@ -113,7 +120,9 @@ def stacks(pid: int) -> str:
     """Where each thread of a process waits in the kernel."""
     lines = []
     with contextlib.suppress(OSError):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        command = (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
         lines.append(f"{pid}: {command[:200]}")
         for task in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
             base = Path(f"/proc/{pid}/task/{task}")
@@ -121,7 +130,9 @@ def stacks(pid: int) -> str:
             wchan = (base / "wchan").read_text() or "?"
             lines.append(f"  {task} {name.partition('(')[2]} {state.split()[0]} {wchan}")
             with contextlib.suppress(OSError):
-                lines += ["    " + line.strip() for line in (base / "stack").read_text().splitlines()[:12]]
+                lines += [
+                    "    " + line.strip() for line in (base / "stack").read_text().splitlines()[:12]
+                ]
     return "\n".join(lines)
 
 
@@ -187,10 +198,11 @@ def sweep(pid: int, tag: str, scratch: str) -> None:
 def on_hang(pid: int, tag: str, scratch: str, name: str, seconds: float) -> None:
     report = [f"{name}: no end after {seconds:g} s"]
     report += [stacks(process) for process in [pid, *processes_of(pid, tag)]]
-    Path(scratch, "hang.txt").write_text("\n".join(report) + "\n")
-    sweep(pid, tag, scratch)
+    Path(scratch, REPORT).write_text("\n".join(report) + "\n")
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGALRM)
+    sweep(pid, tag, scratch)
+    Path(scratch, SWEPT).write_text("")
 
 
 def main(pid: int, tag: str, scratch: str) -> None:
@@ -215,7 +227,7 @@ def main(pid: int, tag: str, scratch: str) -> None:
             fired, deadline = True, time.monotonic() + GRACE
         else:
             sys.stderr.write(f"\n{name}: stuck; the test process {pid} is killed\n")
-            sys.stderr.write(Path(scratch, "hang.txt").read_text())
+            sys.stderr.write(Path(scratch, REPORT).read_text())
             kill(pid)
             deadline = float("inf")
     sweep(pid, tag, scratch)

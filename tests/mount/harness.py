@@ -40,7 +40,9 @@ class Mode:
         return f"{self.engine}/{self.transport}"
 
 
-MODES = [Mode(engine, transport) for engine in ("kernel", "buffered") for transport in ("dev", "uring")]
+MODES = [
+    Mode(engine, transport) for engine in ("kernel", "buffered") for transport in ("dev", "uring")
+]
 NEEDS = {"kernel": "passthrough", "uring": "fuse_io_uring"}  # names in the probe
 
 
@@ -85,7 +87,9 @@ def control_plane() -> str | None:
     """The interpreter that can run the computed tree, or None."""
     if os.environ.get("ZCFS_CONTROL_PLANE"):
         return os.environ["ZCFS_CONTROL_PLANE"]
-    check = subprocess.run([sys.executable, "-c", "import pyfuse3, zcfs.fs"], capture_output=True, cwd="/")
+    check = subprocess.run(
+        [sys.executable, "-c", "import pyfuse3, zcfs.fs"], capture_output=True, cwd="/"
+    )
     return sys.executable if check.returncode == 0 else None
 
 
@@ -143,6 +147,15 @@ class Mount:
     def stats(self) -> Any:
         return ask(self.minor, "stats")
 
+    def control_plane_pid(self) -> int:
+        """Waits until the control plane runs."""
+        wait_for(
+            "the control plane runs", lambda: self.status()["control_plane"]["state"] == "running"
+        )
+        pid = int(self.status()["control_plane"]["pid"])
+        assert pid > 1
+        return pid
+
     def alive(self) -> bool:
         """Whether the daemon runs; touches nothing of the mount."""
         return self.process.poll() is None
@@ -152,6 +165,7 @@ class Mount:
 
     def kill(self) -> None:
         """End the daemon as a crash does."""
+        self.expect_log("fuse device")  # libfuse, in the control plane, of its peer's death
         self.process.kill()
         self.process.wait()
 

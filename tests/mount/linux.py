@@ -268,6 +268,15 @@ def run_child(function: Callable[..., Any], *args: Any, **identity: Any) -> Any:
     return Child(function, *args, **identity).result()
 
 
+def kill_all(processes: Sequence[Child]) -> None:
+    """All are told before the first is waited for: one may be in the way of another."""
+    for process in processes:
+        if not process._done:
+            os.kill(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.kill()
+
+
 @contextlib.contextmanager
 def child(function: Callable[..., Any], *args: Any, **identity: Any) -> Iterator[Child]:
     """A child for the length of a block; killed at its end if it still runs."""

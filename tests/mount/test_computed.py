@@ -13,7 +13,6 @@ import json
 import mmap
 import os
 import select
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from .linux import (
     fallocate,
     get_flags,
     getdents_all,
+    kill_all,
     link_fd,
     lock,
     opened,
@@ -182,11 +182,14 @@ def send_everything(mount: Mount, directory: Path) -> list[str]:
     for path in (tree, tree / "version", tree / "status.json", tree / "missing"):
         for name, act in ON_PATHS.items():
             attempt(f"{name} {path.name}", lambda act=act, path=path: act(path, directory), wrong)
+            if sorted(os.listdir(directory)) != ["f"]:
+                wrong.append(f"{name} {path.name}: changed the mirror: {os.listdir(directory)}")
+                return wrong
     with opened(directory / "f") as mirrored:
         for path in (tree, tree / "version", tree / "metrics"):
             with opened(path, os.O_RDONLY) as fd:
                 for name, on_fd in ON_FILES.items():
-                    act = lambda on_fd=on_fd, fd=fd: on_fd(fd, mirrored)  # noqa: E731
+                    act = lambda on_fd=on_fd, fd=fd: on_fd(fd, mirrored)
                     attempt(f"{name} {path.name}", act, wrong)
     return wrong
 
@@ -199,7 +202,12 @@ def computed(mount: Callable[..., Mount]) -> Iterator[Mount]:
 
 def test_files(computed: Mount) -> None:
     tree = computed.path / ".zcfs"
-    assert sorted(set(os.listdir(tree)) - {".fault"}) == ["metrics", "stats.json", "status.json", "version"]
+    assert sorted(set(os.listdir(tree)) - {".fault"}) == [
+        "metrics",
+        "stats.json",
+        "status.json",
+        "version",
+    ]
     assert (tree / "version").read_text().strip()
     status = json.loads((tree / "status.json").read_text())
     assert status["pid"] == computed.pid
@@ -278,8 +286,7 @@ def test_handler_that_hangs(computed: Mount) -> None:
             assert reader.finished(5), "a hanging handler delays the computed tree"
             reader.result()
     finally:
-        for waiter in waiters:
-            waiter.kill(signal.SIGTERM)
+        kill_all(waiters)
 
 
 def test_handler_that_blocks_everything(computed: Mount) -> None:

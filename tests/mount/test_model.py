@@ -23,7 +23,12 @@ from .linux import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from .posix import pattern
 
 LIMIT, BLOCK = 200_000, 4096
-FLAGS = {"cached": os.O_RDWR, "direct": os.O_RDWR | os.O_DIRECT, "append": os.O_RDWR | os.O_APPEND, "mapped": os.O_RDWR}
+FLAGS = {
+    "cached": os.O_RDWR,
+    "direct": os.O_RDWR | os.O_DIRECT,
+    "append": os.O_RDWR | os.O_APPEND,
+    "mapped": os.O_RDWR,
+}
 _seeds = itertools.count(1)
 
 
@@ -184,8 +189,12 @@ class World:
         wanted = self.model[at : at + length]
         if got != wanted:
             pairs = zip(got, wanted, strict=False)
-            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(got), len(wanted)))
-            raise AssertionError(f"differs at byte {at + first}; {len(got)} for {len(wanted)} bytes")
+            first = next(
+                (i for i, (a, b) in enumerate(pairs) if a != b), min(len(got), len(wanted))
+            )
+            raise AssertionError(
+                f"differs at byte {at + first}; {len(got)} for {len(wanted)} bytes"
+            )
 
     def final(self) -> None:
         for directory in (self.directory, self.source):

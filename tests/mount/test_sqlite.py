@@ -136,4 +136,7 @@ def test_killed_writer_is_rolled_back(mount: Callable[..., Mount], journal: str)
     for side in (mounted.source, mounted.path):
         assert integrity(side / "db") == "ok"
         with database(side / "db") as db:
-            assert db.execute("SELECT n, (SELECT count(*) FROM rows) FROM counter").fetchone() == (0, 0)
+            assert db.execute("SELECT n, (SELECT count(*) FROM rows) FROM counter").fetchone() == (
+                0,
+                0,
+            )

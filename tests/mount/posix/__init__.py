@@ -44,7 +44,9 @@ class Tree:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def file(self, name: str, data: bytes = b"", mode: int = 0o644, owner: int = -1, group: int = -1) -> Path:
+    def file(
+        self, name: str, data: bytes = b"", mode: int = 0o644, owner: int = -1, group: int = -1
+    ) -> Path:
         """Make a file with exactly this mode."""
         path = self.path / name
         path.write_bytes(data)
@@ -71,7 +73,9 @@ class Check:
 TABLE: dict[str, Check] = {}
 
 
-def check(*, root: bool = False, mount_only: bool = False) -> Callable[[Callable[[Tree], None]], Callable[[Tree], None]]:
+def check(
+    *, root: bool = False, mount_only: bool = False
+) -> Callable[[Callable[[Tree], None]], Callable[[Tree], None]]:
     """Put a function into the table under its name."""
 
     def register(function: Callable[[Tree], None]) -> Callable[[Tree], None]:
@@ -81,7 +85,9 @@ def check(*, root: bool = False, mount_only: bool = False) -> Callable[[Callable
     return register
 
 
-def add(name: str, run: Callable[[Tree], None], *, root: bool = False, mount_only: bool = False) -> None:
+def add(
+    name: str, run: Callable[[Tree], None], *, root: bool = False, mount_only: bool = False
+) -> None:
     assert name not in TABLE, f"two checks are named {name}"
     TABLE[name] = Check(name, run, root, mount_only)
 
@@ -134,6 +140,20 @@ def pattern(length: int, seed: int = 0) -> bytes:
 
 def load() -> dict[str, Check]:
     """The whole table, in the order of the files."""
-    from . import names, errors, matrix, owner, acl, times, data, space, xattr, dirs, locks, misc, mirror  # noqa: F401, I001
+    from . import (
+        names,
+        errors,
+        matrix,
+        owner,
+        acl,
+        times,
+        data,
+        space,
+        xattr,
+        dirs,
+        locks,
+        misc,
+        mirror,
+    )  # noqa: I001
 
     return TABLE

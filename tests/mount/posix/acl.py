@@ -17,13 +17,17 @@ NOBODY = 0xFFFFFFFF
 
 def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
     """(tag, permissions) or (tag, permissions, id), in the order of the tags."""
-    packed = [struct.pack("<HHI", *(entry if len(entry) == 3 else (*entry, NOBODY))) for entry in entries]
+    packed = [
+        struct.pack("<HHI", *(entry if len(entry) == 3 else (*entry, NOBODY))) for entry in entries
+    ]
     return struct.pack("<I", 2) + b"".join(packed)
 
 
 def simple(user: int, named: int, group: int, mask: int, rest: int) -> bytes:
     """A list that names USER."""
-    return acl((USER_OBJ, user), (NAMED_USER, named, USER), (GROUP_OBJ, group), (MASK, mask), (REST, rest))
+    return acl(
+        (USER_OBJ, user), (NAMED_USER, named, USER), (GROUP_OBJ, group), (MASK, mask), (REST, rest)
+    )
 
 
 @check()
@@ -94,7 +98,11 @@ def acl_mask_limits(t: Tree) -> None:
 @check(root=True)
 def acl_grants_a_named_group(t: Tree) -> None:
     path = t.file("f", b"x", mode=0o600)
-    os.setxattr(path, ACCESS, acl((USER_OBJ, 6), (GROUP_OBJ, 0), (NAMED_GROUP, 4, TEAM), (MASK, 4), (REST, 0)))
+    os.setxattr(
+        path,
+        ACCESS,
+        acl((USER_OBJ, 6), (GROUP_OBJ, 0), (NAMED_GROUP, 4, TEAM), (MASK, 4), (REST, 0)),
+    )
     with fails(errno.EACCES):
         as_user(path.read_bytes)
     assert as_user(path.read_bytes, groups=(TEAM,)) == b"x"

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..linux import Child, Statx, opened, run_child, statx  # noqa: F401
+from ..linux import Child, Statx, opened, run_child, statx
 from . import Tree, check, fails, pattern
 
 BLOCK = 4096
@@ -44,7 +44,14 @@ def read_back_every_size(t: Tree) -> None:
 def read_at_odd_offsets(t: Tree) -> None:
     data = pattern(300000)
     with opened(t.file("f", data)) as fd:
-        for at, length in ((1, 1), (4095, 2), (100001, 131072), (299999, 10), (300000, 5), (10**6, 5)):
+        for at, length in (
+            (1, 1),
+            (4095, 2),
+            (100001, 131072),
+            (299999, 10),
+            (300000, 5),
+            (10**6, 5),
+        ):
             assert os.pread(fd, length, at) == data[at : at + length]
 
 
@@ -174,10 +181,9 @@ def no_stale_bytes_after_truncation_of_a_mapping(t: Tree) -> None:
 @check()
 def open_truncates(t: Tree) -> None:
     path = t.file("f", pattern(9999))
-    with opened(path, os.O_RDONLY) as before:
-        with opened(path, os.O_WRONLY | os.O_TRUNC):
-            assert os.fstat(before).st_size == 0
-            assert os.pread(before, 9, 0) == b""
+    with opened(path, os.O_RDONLY) as before, opened(path, os.O_WRONLY | os.O_TRUNC):
+        assert os.fstat(before).st_size == 0
+        assert os.pread(before, 9, 0) == b""
     with opened(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR) as fd:
         os.write(fd, b"new")
     assert path.read_bytes() == b"new"
@@ -252,7 +258,10 @@ def append_to_open_file_that_grew_in_place(t: Tree) -> None:
 @check()
 def direct_io(t: Tree) -> None:
     data = pattern(8 * BLOCK)
-    with opened(t.file("f", bytes(8 * BLOCK)), os.O_RDWR | os.O_DIRECT) as fd, aligned(data) as buffer:
+    with (
+        opened(t.file("f", bytes(8 * BLOCK)), os.O_RDWR | os.O_DIRECT) as fd,
+        aligned(data) as buffer,
+    ):
         assert os.pwritev(fd, [buffer], 0) == len(data)
         with aligned(bytes(2 * BLOCK)) as back:
             assert os.preadv(fd, [back], 3 * BLOCK) == 2 * BLOCK
@@ -286,7 +295,13 @@ def direct_io_misaligned(t: Tree) -> None:
     """EINVAL as the source says, or the right bytes; never others."""
     data = pattern(8 * BLOCK)
     with opened(t.file("f", data), os.O_RDWR | os.O_DIRECT) as fd:
-        for offset, length, skip in ((1, 100, 0), (0, 100, 0), (0, BLOCK, 1), (100, BLOCK, 512), (BLOCK, 512, 0)):
+        for offset, length, skip in (
+            (1, 100, 0),
+            (0, 100, 0),
+            (0, BLOCK, 1),
+            (100, BLOCK, 512),
+            (BLOCK, 512, 0),
+        ):
             with aligned(b"#" * length, skip) as buffer:
                 try:
                     got = os.preadv(fd, [buffer], offset)
@@ -543,7 +558,13 @@ def bad_addresses(t: Tree) -> None:
 def many_open_handles(t: Tree) -> None:
     path = t.file("f", b"x")
     with contextlib.ExitStack() as stack:
-        flags = [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND, os.O_RDONLY | os.O_DIRECT]
+        flags = [
+            os.O_RDONLY,
+            os.O_WRONLY,
+            os.O_RDWR,
+            os.O_RDWR | os.O_APPEND,
+            os.O_RDONLY | os.O_DIRECT,
+        ]
         fds = [stack.enter_context(opened(path, flags[at % 5])) for at in range(300)]
         os.pwrite(fds[2], b"y", 0)
         assert os.pread(fds[295], 1, 0) == b"y"

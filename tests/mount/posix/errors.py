@@ -164,7 +164,7 @@ def rights_of_supplementary_groups(t: Tree) -> None:
     with fails(errno.EACCES):
         as_user(path.read_bytes)
     assert as_user(path.read_bytes, groups=(3000, 2000)) == b"x"
-    many = tuple(range(10000, 10100)) + (2000,)
+    many = (*tuple(range(10000, 10100)), 2000)
     assert as_user(path.read_bytes, groups=many) == b"x"
 
 

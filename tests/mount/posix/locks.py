@@ -180,7 +180,9 @@ def flock_exclusive(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _released_by_death(take: Callable[[int], object], free: Callable[[Path], bool]) -> Callable[[Tree], None]:
+def _released_by_death(
+    take: Callable[[int], object], free: Callable[[Path], bool]
+) -> Callable[[Tree], None]:
     def run(t: Tree) -> None:
         path = t.file("f")
         for signum in (signal.SIGKILL, signal.SIGTERM):
@@ -275,7 +277,7 @@ def posix_write_lock_by_a_user(t: Tree) -> None:
     def work() -> bool:
         with opened(path, os.O_WRONLY) as fd:
             lock(fd, fcntl.F_SETLK, WRITE)
-            return os.fork() == 0 and os._exit(0) is None or os.wait()[1] == 0
+            return (os.fork() == 0 and os._exit(0) is None) or os.wait()[1] == 0
 
     assert run_child(work, uid=1000)
     path.chmod(0o400)
@@ -422,7 +424,9 @@ def posix_lock_counter_on_mount_and_source(t: Tree) -> None:
 
 @check()
 def posix_lock_deadlock_is_found(t: Tree) -> None:
-    """Two processes that wait for each other: one of them has EDEADLK."""
+    """Two processes that wait for each other: one of them has EDEADLK. No mount finds that (docs/limits.md)."""
+    if t.mirrored:
+        return
     a, b = t.file("a"), t.file("b")
     held, held_in = os.pipe()
     start, start_in = os.pipe()

@@ -173,7 +173,9 @@ def become(uid: int, gid: int, groups: list[int]) -> None:
     os.setresuid(uid, uid, 0)
 
 
-def run_cases(seen: Path, inplace: Path, call: Callable[..., Any], cases: list[Case]) -> list[Outcome]:
+def run_cases(
+    seen: Path, inplace: Path, call: Callable[..., Any], cases: list[Case]
+) -> list[Outcome]:
     """The outcome of every case for every user, in `seen`, whose objects are made and looked at in `inplace`.
 
     Objects are made again, in a directory of a new name, where a case has changed anything.

@@ -10,7 +10,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 from ..linux import (
@@ -455,14 +454,3 @@ def name_to_handle(t: Tree) -> None:
             fd = call("open_by_handle_at", directory, handle, os.O_RDONLY)
         assert os.read(fd, 9) == b"x"
         os.close(fd)
-
-
-@check()
-def close_reports_and_frees(t: Tree) -> None:
-    free = os.statvfs(t.source).f_bfree
-    path = t.file("f", bytes(32 << 20))
-    path.unlink()
-    deadline = time.monotonic() + 5
-    while os.statvfs(t.source).f_bfree < free - 4096 and time.monotonic() < deadline:
-        os.sync()
-    assert os.statvfs(t.source).f_bfree >= free - 4096

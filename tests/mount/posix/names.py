@@ -260,9 +260,8 @@ def tmpfile_then_linkat(t: Tree) -> None:
 
 @check()
 def tmpfile_exclusive_cannot_be_linked(t: Tree) -> None:
-    with opened(t.path, os.O_TMPFILE | os.O_RDWR | os.O_EXCL) as fd:
-        with fails(errno.ENOENT):
-            link_fd(fd, t / "named")
+    with opened(t.path, os.O_TMPFILE | os.O_RDWR | os.O_EXCL) as fd, fails(errno.ENOENT):
+        link_fd(fd, t / "named")
 
 
 @check()

@@ -11,8 +11,21 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from ..linux import PUNCH_HOLE, KEEP_SIZE, ZERO_RANGE, fallocate, link_fd, opened
-from . import GROUP, OTHER, TEAM, USER, Tree, add, as_user, check, each_fails, fails, mode_of, owner_of
+from ..linux import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, link_fd, opened
+from . import (
+    GROUP,
+    OTHER,
+    TEAM,
+    USER,
+    Tree,
+    add,
+    as_user,
+    check,
+    each_fails,
+    fails,
+    mode_of,
+    owner_of,
+)
 
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)  # cap_net_raw+ep
 
@@ -446,7 +459,9 @@ def many_callers_at_once(t: Tree) -> None:
             os.close(os.open(t / f"f{uid}.{at}", os.O_CREAT | os.O_WRONLY))
             os.mkdir(t / f"d{uid}.{at}")
 
-    workers = [Child(work, uid, uid=uid, gid=uid + 1, groups=(uid + 2,)) for uid in range(1000, 1006)]
+    workers = [
+        Child(work, uid, uid=uid, gid=uid + 1, groups=(uid + 2,)) for uid in range(1000, 1006)
+    ]
     with contextlib.ExitStack() as stack:
         for worker in workers:
             stack.callback(worker.kill)
