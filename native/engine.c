@@ -138,11 +138,13 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 		 struct fuse_open_out *out)
 {
 	struct zc_session *s = r->s;
-	struct zc_file *file = calloc(1, sizeof(*file));
+	bool holds = fd >= 0 || s->engine->needs_fd || zc_is_writer(flags);
+	bool full = holds && atomic_load(&s->open_fds) >= s->open_fds_most;
+	struct zc_file *file = full ? NULL : calloc(1, sizeof(*file));
 	if (!file) {
 		if (fd >= 0)
 			close(fd);
-		return -ENOMEM;
+		return full ? -ENFILE : -ENOMEM;
 	}
 	*out = (struct fuse_open_out){.fh = (uintptr_t)file};
 	bool made = fd >= 0;
@@ -163,6 +165,9 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 		free(file);
 		return err;
 	}
+	file->holds_fd = atomic_load(&file->fd) >= 0;
+	if (file->holds_fd)
+		atomic_fetch_add(&s->open_fds, 1);
 	if (!strcmp(s->opt.locks, "local"))
 		out->open_flags |= FOPEN_NOFLUSH;
 	return 0;
@@ -189,6 +194,8 @@ void zc_file_close(struct zc_session *s, struct zc_file *file)
 	}
 	free(o);
 	atomic_fetch_sub(&s->open_files[file->engine->index], 1);
+	if (file->holds_fd)
+		atomic_fetch_sub(&s->open_fds, 1);
 	if (atomic_load(&file->fd) >= 0)
 		close(atomic_load(&file->fd));
 	zc_inode_put(s->inodes, inode);

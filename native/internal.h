@@ -201,6 +201,7 @@ struct zc_file {
 	struct zc_inode *inode; /* holds a reference */
 	int flags;		/* the application's */
 	_Atomic int fd;		/* -1 until needed */
+	bool holds_fd;		/* counted in open_fds */
 	const struct zc_engine *engine;
 	struct zc_dir *dir;	/* directories */
 };
@@ -399,6 +400,8 @@ struct zc_session {
 	uint64_t started_ns, started_s; /* monotonic; wall clock */
 	_Atomic bool ended;
 	int end_efd; /* eventfd: readable when the session has ended */
+	_Atomic int open_fds; /* descriptors that open files hold */
+	int open_fds_most;    /* more would leave none for names and attributes */
 	_Atomic uint64_t bytes_read, bytes_written, open_files[2], backing_ids;
 	_Atomic uint64_t early_interrupts[EARLY_INTERRUPTS]; /* perhaps not yet taken up */
 	_Atomic unsigned early_next;

@@ -43,6 +43,7 @@
 #define SLICE_MS 100 /* a wait looks up this often, in case a signal came a moment too early */
 #define UP_WAIT_MS 5000
 #define INIT_WAIT_MS 30000
+#define ANSWER_WAIT_MS 10000 /* then the child hangs */
 #define BACKOFF_FIRST_MS 100
 #define BACKOFF_MOST_MS 5000
 #define LIVED_WELL_MS 10000 /* the backoff starts anew after that */
@@ -102,6 +103,7 @@ struct zc_relay {
 	struct queue outbox;
 	uint64_t unique; /* the last one given out; even, as the kernel's are */
 	pid_t pid;	 /* 0: none now */
+	uint64_t hung_until; /* calls up to this one waited for a child that hung */
 	uint64_t restarts, requests, outstanding;
 	bool complained; /* about this child */
 
@@ -503,11 +505,31 @@ static void call_cancel(struct zc_relay *relay, struct call *c)
 	call_free(c);
 }
 
+/* A child that answers nothing is ended; the next one answers. Callers that were killed may wait in
+ * the kernel for one another, and over io_uring it does not always tell us. */
+static void child_end_hung(struct zc_relay *relay, uint64_t unique)
+{
+	pthread_mutex_lock(&relay->lock);
+	if (relay->pid > 0 && unique > relay->hung_until) {
+		relay->hung_until = relay->unique; /* the others that wait are this child's, too */
+		zc_log("control plane: no answer within %d s, it is started again",
+		       ANSWER_WAIT_MS / 1000);
+		kill(relay->pid, SIGKILL);
+	}
+	pthread_mutex_unlock(&relay->lock);
+}
+
 /* 0: the call is done, and the caller's. */
 static int call_wait(struct zc_req *r, struct call *c)
 {
+	uint64_t end = now_ms() + ANSWER_WAIT_MS;
+
 	while (!c->done) {
 		int err = given_up(r);
+		if (!err && now_ms() >= end) {
+			child_end_hung(r->s->relay, c->unique);
+			err = -EIO;
+		}
 		if (err && call_abandon(r->s->relay, c))
 			return err;
 		if (!err)

@@ -6,6 +6,7 @@
  */
 #include <linux/mount.h>
 #include <liburing.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@
 
 #define THREADS_PER_QUEUE 256u
 #define READ_AHEAD_KB 2048
+#define RESERVED_FDS 64u /* rings, sockets, requests under way */
 
 void zc_degrade(struct zc_session *s, const char *what, const char *fmt, ...)
 {
@@ -128,6 +130,8 @@ int zc_source_open(struct zc_session *s)
 		setrlimit(RLIMIT_NOFILE, &lim);
 	}
 	unsigned cache = lim.rlim_cur / 4 < 4096 ? (unsigned)lim.rlim_cur / 4 : 4096;
+	unsigned rest = lim.rlim_cur < INT_MAX ? (unsigned)lim.rlim_cur - cache : INT_MAX;
+	s->open_fds_most = (int)(rest > 2 * RESERVED_FDS ? rest - RESERVED_FDS : RESERVED_FDS);
 	return zc_inodes_create(s->source_fd, cache, s->privileged, &s->inodes);
 }
 

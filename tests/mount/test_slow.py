@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from . import harness
-from .guard import umount
+from .guard import stacks, umount
 from .harness import Mount
 from .linux import FIFREEZE, Child, blocks_in_kernel, kill_all, lock, opened, wait_for
 from .posix import pattern
@@ -27,7 +27,14 @@ def promptly(what: str, function: Callable[[], object]) -> object:
     """Run in a child, so that a delay is seen and not suffered."""
     process = Child(function)
     try:
-        assert process.finished(PROMPT), f"{what} is delayed"
+        if not process.finished(PROMPT):
+            import glob
+            mnt=[l.split()[4] for l in open('/proc/self/mountinfo',errors='replace') if 'divided' in l and 'zcfs' in l][0]
+            for cpu in (0,1):
+                def k(cpu=cpu):
+                    os.sched_setaffinity(0,{cpu}); return os.path.exists(mnt+f'/nothing{cpu}')
+                kk=Child(k); d=kk.finished(1); open('/tmp/mt/kick.txt','a').write(f"cpu {cpu} kick {d} then {process.finished(0.5)}\n"); kk.kill()
+        assert process.finished(PROMPT), f"{what} is delayed\n{stacks(process.pid)}"
         return process.result()
     finally:
         process.kill()
@@ -127,10 +134,12 @@ def test_source_that_hangs_in_part(mount: Callable[..., Mount]) -> None:
             ]
             reads = [(root / "below/slow" / f"f{at}").read_bytes for at in range(MANY // 2, MANY)]
             with stuck(*looks, *reads):
-                for turn in range(3):
-                    promptly("reading", lambda: read_everything(mounted, root))
-                    promptly("writing", lambda t=turn: (root / f"new{t}").write_bytes(b"x"))
-                process.send_signal(signal.SIGCONT)
+                try:
+                    for turn in range(3):
+                        promptly("reading", lambda: read_everything(mounted, root))
+                        promptly("writing", lambda t=turn: (root / f"new{t}").write_bytes(b"x"))
+                finally:
+                    process.send_signal(signal.SIGCONT)
         finally:
             process.send_signal(signal.SIGCONT)
         assert mounted.close() == []
