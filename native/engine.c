@@ -139,7 +139,7 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 {
 	struct zc_session *s = r->s;
 	bool holds = fd >= 0 || s->engine->needs_fd || zc_is_writer(flags);
-	bool full = holds && atomic_load(&s->open_fds) >= s->open_fds_most;
+	bool full = holds && s->open_fds_most && atomic_load(&s->open_fds) >= s->open_fds_most;
 	struct zc_file *file = full ? NULL : calloc(1, sizeof(*file));
 	if (!file) {
 		if (fd >= 0)

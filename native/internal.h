@@ -401,7 +401,7 @@ struct zc_session {
 	_Atomic bool ended;
 	int end_efd; /* eventfd: readable when the session has ended */
 	_Atomic int open_fds; /* descriptors that open files hold */
-	int open_fds_most;    /* more would leave none for names and attributes */
+	int open_fds_most;    /* more would leave none for names; 0: no bound */
 	_Atomic uint64_t bytes_read, bytes_written, open_files[2], backing_ids;
 	_Atomic uint64_t early_interrupts[EARLY_INTERRUPTS]; /* perhaps not yet taken up */
 	_Atomic unsigned early_next;

@@ -489,7 +489,7 @@ int main(int argc, char **argv)
 {
 	static struct zc_session s = {
 		.opt = {.engine = "auto", .transport = "auto", .locks = "source", .subtype = "zcfs",
-			.attr_timeout = 1, .entry_timeout = 1, .ready_fd = -1, .threads = 2},
+			.attr_timeout = 1, .entry_timeout = 1, .ready_fd = -1, .threads = 3},
 		.fd = -1,
 	};
 	/* descriptors 0 to 2 must be taken before anything of ours could land there */

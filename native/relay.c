@@ -43,7 +43,7 @@
 #define SLICE_MS 100 /* a wait looks up this often, in case a signal came a moment too early */
 #define UP_WAIT_MS 5000
 #define INIT_WAIT_MS 30000
-#define ANSWER_WAIT_MS 10000 /* then the child hangs */
+#define ANSWER_WAIT_MS 30000 /* then the child hangs */
 #define BACKOFF_FIRST_MS 100
 #define BACKOFF_MOST_MS 5000
 #define LIVED_WELL_MS 10000 /* the backoff starts anew after that */

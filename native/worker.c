@@ -163,7 +163,11 @@ static bool unpark(struct zc_queue *q)
 bool zc_may_block(struct zc_worker *w)
 {
 	struct zc_queue *q = w->q;
-	if (atomic_load(&q->idle) || (q->transport->keep_idle && unpark(q)))
+	unsigned idle = atomic_load(&q->idle);
+	/* io_uring: the kernel looks for a waiting request when one is answered, not when an entry is
+	 * new, so a second stands by before the first is needed */
+	unsigned wanted = q->transport->keep_idle || atomic_load(&q->threads) >= q->max / 2 ? 1 : 2;
+	if (idle >= wanted || (q->transport->keep_idle && unpark(q)))
 		return true;
 	int err = -EAGAIN;
 	if (atomic_fetch_add(&q->threads, 1) < q->max)
@@ -171,6 +175,8 @@ bool zc_may_block(struct zc_worker *w)
 	if (!err)
 		return true;
 	atomic_fetch_sub(&q->threads, 1);
+	if (idle)
+		return true;
 	if (err != -EAGAIN)
 		zc_degrade(q->s, "threads", "no more can be started (%s): slow requests delay others",
 			   strerror(-err));
