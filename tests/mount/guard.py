@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -145,9 +146,15 @@ def abort(minor: str, path: str) -> None:
 
 
 def umount(path: str, flags: int = 0) -> int:
-    """umount2; returns 0 or an errno."""
+    """umount2, or fusermount3 for an ordinary user; returns 0 or an errno."""
     libc = ctypes.CDLL(None, use_errno=True)
-    return ctypes.get_errno() if libc.umount2(os.fsencode(path), flags) else 0
+    if not libc.umount2(os.fsencode(path), flags):
+        return 0
+    if ctypes.get_errno() == errno.EPERM and os.geteuid() != 0 and shutil.which("fusermount3"):
+        how = "-uqz" if flags else "-uq"
+        done = subprocess.run(["fusermount3", how, "--", path], stderr=subprocess.DEVNULL)
+        return errno.EBUSY if done.returncode else 0
+    return ctypes.get_errno()
 
 
 def kill(pid: int) -> None:

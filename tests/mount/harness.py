@@ -76,6 +76,8 @@ def why_not(mode: Mode) -> str | None:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse is missing or forbidden"
     for part in (mode.engine, mode.transport):
+        if part in NEEDS and os.geteuid() != 0:
+            return f"{part} needs root"
         item = probe().get(NEEDS.get(part, ""))
         if item is not None and item["granted"] is not True:
             return f"{item['name']} is not granted: {item['reason'] or item['value']}"
@@ -112,6 +114,11 @@ def ask(minor: str | int, verb: str) -> Any:
     return json.loads(answer)
 
 
+EXPECTED = [" INFO zcfs"]  # lines of the log that say nothing bad
+if os.geteuid() != 0:
+    EXPECTED += ["zcfsd: passthrough: ", "zcfsd: private-mount: "]
+
+
 @dataclass
 class Mount:
     """A running daemon and its mount."""
@@ -121,7 +128,7 @@ class Mount:
     process: subprocess.Popen[bytes]
     log: Path
     minor: str
-    expected: list[str] = field(default_factory=lambda: [" INFO zcfs"])
+    expected: list[str] = field(default_factory=lambda: list(EXPECTED))
     _read: int = 0
     _closed: bool = False
 

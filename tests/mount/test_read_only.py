@@ -38,7 +38,9 @@ def snapshot(source: Path) -> list[Any]:
     found = []
     for path in [source, *sorted(source.rglob("*"))]:
         status = path.lstat()
-        times = status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns
+        times = status.st_mtime_ns, status.st_ctime_ns
+        if os.geteuid() == 0:  # nobody else can keep reads from counting
+            times = status.st_atime_ns, *times
         found.append((path, status.st_mode, status.st_ino, status.st_nlink, status.st_size, times))
     return found
 

@@ -23,6 +23,9 @@ def database(path: Path, timeout: float = 30.0) -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(path, timeout=timeout, isolation_level=None)
     try:
         yield connection
+    except sqlite3.Error as error:
+        error.add_note(getattr(error, "sqlite_errorname", ""))
+        raise
     finally:
         connection.close()
 
