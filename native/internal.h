@@ -292,6 +292,7 @@ struct zc_queue {
 struct zc_worker {
 	struct zc_queue *q;
 	struct zc_worker *next; /* in the session's list, never removed */
+	bool stand_in;		/* started because all others may be busy */
 	pthread_t thread;
 	struct zc_cred cred;
 	_Atomic uint64_t unique; /* in service; 0: none */
@@ -420,6 +421,9 @@ void zc_session_end(struct zc_session *s);
 void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid);
 /* And of all cached data; may wait for pages that are being read or written by other workers. */
 void zc_notify_inval_data(struct zc_session *s, uint64_t nodeid);
+/* Makes the kernel send a request that asks for nothing (NOTIFY_REPLY, with this `unique`: even, and
+ * with bit 63 set, unlike its own) to the queue of the CPU that runs this thread. */
+void zc_notify_echo(struct zc_session *s, uint64_t unique);
 static inline bool zc_has(const struct zc_session *s, uint64_t feature)
 {
 	return (s->features & feature) == feature;

@@ -57,12 +57,17 @@ void zc_session_end(struct zc_session *s)
 		zc_log("the end cannot be told: %s", strerror(errno));
 }
 
+static void notify(struct zc_session *s, enum fuse_notify_code code, void *body, uint32_t size)
+{
+	struct fuse_out_header h = {.len = (uint32_t)sizeof(h) + size, .error = code};
+	struct iovec iov[2] = {{&h, sizeof(h)}, {body, size}};
+	(void)ZC_SYS("writev", writev(s->fd, iov, 2)); /* -ENOENT: it holds none */
+}
+
 static void notify_inval(struct zc_session *s, uint64_t nodeid, int64_t off)
 {
 	struct fuse_notify_inval_inode_out n = {.ino = nodeid, .off = off};
-	struct fuse_out_header h = {.len = sizeof(h) + sizeof(n), .error = FUSE_NOTIFY_INVAL_INODE};
-	struct iovec iov[2] = {{&h, sizeof(h)}, {&n, sizeof(n)}};
-	(void)ZC_SYS("writev", writev(s->fd, iov, 2)); /* -ENOENT: it holds none */
+	notify(s, FUSE_NOTIFY_INVAL_INODE, &n, sizeof(n));
 }
 
 void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid)
@@ -73,6 +78,12 @@ void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid)
 void zc_notify_inval_data(struct zc_session *s, uint64_t nodeid)
 {
 	notify_inval(s, nodeid, 0);
+}
+
+void zc_notify_echo(struct zc_session *s, uint64_t unique)
+{
+	struct fuse_notify_retrieve_out n = {.notify_unique = unique, .nodeid = FUSE_ROOT_ID};
+	notify(s, FUSE_NOTIFY_RETRIEVE, &n, sizeof(n));
 }
 
 /* the source ------------------------------------------------------------------------------- */

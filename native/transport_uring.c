@@ -6,6 +6,10 @@
  * entry only, and the kernel gives a request to the entry that was used last, so that with one
  * request at a time one thread, warm in the cache, serves them all.
  *
+ * The kernel looks for a waiting request when one is answered, not when an entry is registered. So a
+ * stand-in, registered while all others of its queue were busy, has the kernel send it a request
+ * that asks for nothing, and with its answer fetches what waits.
+ *
  * An entry's payload buffer holds what follows the fixed part of a request, and then the body of
  * the reply. FORGET and INTERRUPT still come over /dev/fuse.
  */
@@ -95,6 +99,16 @@ static void prepare(struct zc_worker *w, struct ring *ring)
 	memcpy((char *)sqe + offsetof(struct io_uring_sqe, cmd), &cmd, sizeof(cmd));
 }
 
+/* After an entry was registered: what waits in its queue is to be fetched. */
+static int fetch_waiting(struct zc_worker *w, struct ring *ring)
+{
+	static _Atomic uint64_t echoes;
+	int err = io_uring_submit(&ring->uring);
+	if (err >= 0)
+		zc_notify_echo(w->q->s, 1ULL << 63 | atomic_fetch_add(&echoes, 2));
+	return err < 0 ? err : 0;
+}
+
 static int wait_cqe(struct ring *ring, int *res)
 {
 	struct io_uring_cqe *cqe;
@@ -138,11 +152,14 @@ static int uring_next(struct zc_worker *w)
 	struct ring *ring = w->priv;
 	int res;
 	prepare(w, ring);
-	int err = wait_cqe(ring, &res);
+	int err = ring->commit || !w->stand_in ? 0 : fetch_waiting(w, ring);
+	if (!err)
+		err = wait_cqe(ring, &res);
 	if (err)
 		return err;
 	if (res == -ENOENT && ring->commit) { /* the request is gone; the entry with it */
 		ring->commit = false;
+		w->stand_in = true;
 		return -EAGAIN;
 	}
 	if (res < 0)

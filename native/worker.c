@@ -121,12 +121,13 @@ static int worker_start(struct zc_worker *w)
 }
 
 /* Returns when the thread stands in the line, or cannot be had. */
-static int worker_spawn(struct zc_queue *q)
+static int worker_spawn(struct zc_queue *q, bool stand_in)
 {
 	struct zc_worker *w = calloc(1, sizeof(*w));
 	int err = -ENOMEM;
 	if (w) {
 		w->q = q;
+		w->stand_in = stand_in;
 		w->req.s = q->s;
 		w->req.w = w;
 		err = worker_start(w);
@@ -140,7 +141,7 @@ int zc_queue_start(struct zc_queue *q, unsigned threads)
 {
 	int err = 0;
 	for (unsigned i = 0; i < threads && !err; i++) {
-		err = worker_spawn(q);
+		err = worker_spawn(q, false);
 		if (!err)
 			atomic_fetch_add(&q->threads, 1);
 	}
@@ -163,20 +164,14 @@ static bool unpark(struct zc_queue *q)
 bool zc_may_block(struct zc_worker *w)
 {
 	struct zc_queue *q = w->q;
-	unsigned idle = atomic_load(&q->idle);
-	/* io_uring: the kernel looks for a waiting request when one is answered, not when an entry is
-	 * new, so a second stands by before the first is needed */
-	unsigned wanted = q->transport->keep_idle || atomic_load(&q->threads) >= q->max / 2 ? 1 : 2;
-	if (idle >= wanted || (q->transport->keep_idle && unpark(q)))
+	if (atomic_load(&q->idle) || (q->transport->keep_idle && unpark(q)))
 		return true;
 	int err = -EAGAIN;
 	if (atomic_fetch_add(&q->threads, 1) < q->max)
-		err = worker_spawn(q);
+		err = worker_spawn(q, true);
 	if (!err)
 		return true;
 	atomic_fetch_sub(&q->threads, 1);
-	if (idle)
-		return true;
 	if (err != -EAGAIN)
 		zc_degrade(q->s, "threads", "no more can be started (%s): slow requests delay others",
 			   strerror(-err));

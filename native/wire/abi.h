@@ -65,6 +65,7 @@
 	X(38, DESTROY, 0, 0)                                                            \
 	X(39, IOCTL, sizeof(struct fuse_ioctl_in), ZC_F_DATA | ZC_F_BLOCKS)             \
 	X(40, POLL, sizeof(struct fuse_poll_in), 0)                                     \
+	X(41, NOTIFY_REPLY, sizeof(struct fuse_notify_retrieve_in), ZC_F_DATA | ZC_F_NOREPLY | ZC_F_ANYCRED) \
 	X(42, BATCH_FORGET, sizeof(struct fuse_batch_forget_in), ZC_F_DATA | ZC_F_NOREPLY | ZC_F_DEV | ZC_F_ANYCRED) \
 	X(43, FALLOCATE, sizeof(struct fuse_fallocate_in), ZC_F_BLOCKS)                 \
 	X(44, READDIRPLUS, sizeof(struct fuse_read_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                    \
@@ -149,6 +150,7 @@ enum fuse_notify_code {
 	FUSE_NOTIFY_POLL = 1,
 	FUSE_NOTIFY_INVAL_INODE = 2,
 	FUSE_NOTIFY_INVAL_ENTRY = 3,
+	FUSE_NOTIFY_RETRIEVE = 5,
 };
 
 struct fuse_in_header {
@@ -425,6 +427,17 @@ struct fuse_direntplus {
 struct fuse_notify_inval_inode_out {
 	uint64_t ino;
 	int64_t off, len;
+};
+
+struct fuse_notify_retrieve_out {
+	uint64_t notify_unique, nodeid, offset;
+	uint32_t size, padding;
+};
+
+struct fuse_notify_retrieve_in {
+	uint64_t unused1, offset;
+	uint32_t size, unused2;
+	uint64_t unused3, unused4;
 };
 
 struct fuse_ext_header {

@@ -15,7 +15,7 @@ import pytest
 
 from . import harness
 from .guard import stacks, umount
-from .harness import Mode, Mount
+from .harness import Mount
 from .linux import FIFREEZE, Child, blocks_in_kernel, kill_all, lock, opened, wait_for
 from .posix import pattern
 
@@ -95,13 +95,8 @@ def test_frozen_source(mount: Callable[..., Mount], disk: Callable[..., Path]) -
 
 @pytest.mark.skipif(not shutil.which("bindfs"), reason="bindfs is not installed")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_source_that_hangs_in_part(
-    mount: Callable[..., Mount], mode: Mode, request: pytest.FixtureRequest
-) -> None:
+def test_source_that_hangs_in_part(mount: Callable[..., Mount]) -> None:
     """A filesystem below the source stops answering (its daemon is stopped)."""
-    if mode.transport == "uring":
-        reason = "a request that arrives while a stand-in registers waits for the next one"
-        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
 
     def prepare(source: Path) -> subprocess.Popen[bytes]:
         behind = source.parent / "behind"
