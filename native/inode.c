@@ -632,6 +632,21 @@ struct zc_inode *zc_inode_get(struct zc_inode_table *t, uint64_t nodeid)
 	return NULL;
 }
 
+uint64_t zc_inode_next_file(struct zc_inode_table *t, uint64_t nodeid)
+{
+	uint64_t end = (uint64_t)__atomic_load_n(&t->chunk_count, __ATOMIC_ACQUIRE) * CHUNK_SLOTS;
+	for (; nodeid < end + FUSE_ROOT_ID; nodeid++) {
+		struct zc_inode *inode = zc_inode_get(t, nodeid);
+		if (!inode)
+			continue;
+		bool is_file = inode->fmt == S_IFREG;
+		zc_inode_put(t, inode);
+		if (is_file)
+			return nodeid;
+	}
+	return 0;
+}
+
 void zc_inode_put(struct zc_inode_table *t, struct zc_inode *inode)
 {
 	if (atomic_fetch_sub(&inode->refs, 1) == 1)

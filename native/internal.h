@@ -81,6 +81,8 @@ int zc_inodes_create(int root_fd, unsigned fd_limit, bool want_handles, struct z
 void zc_inodes_destroy(struct zc_inode_table *t);
 struct zc_inode *zc_inode_get(struct zc_inode_table *t, uint64_t nodeid); /* NULL: unknown */
 void zc_inode_put(struct zc_inode_table *t, struct zc_inode *inode);
+/* The first regular file from `nodeid` on; 0: there is none. */
+uint64_t zc_inode_next_file(struct zc_inode_table *t, uint64_t nodeid);
 uint64_t zc_inode_id(const struct zc_inode_table *t, const struct zc_inode *inode);
 #define ZC_STATX_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
 /* The inode of `fd` (kept by the caller), with one lookup and one reference added; its attributes
@@ -406,6 +408,7 @@ struct zc_session {
 	_Atomic uint64_t bytes_read, bytes_written, open_files[2], backing_ids;
 	_Atomic uint64_t early_interrupts[EARLY_INTERRUPTS]; /* perhaps not yet taken up */
 	_Atomic unsigned early_next;
+	_Atomic uint64_t echo_nodeid; /* a regular file, for zc_notify_echo */
 	pthread_mutex_t degr_lock;
 	struct {
 		char what[32], reason[160];
@@ -421,9 +424,9 @@ void zc_session_end(struct zc_session *s);
 void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid);
 /* And of all cached data; may wait for pages that are being read or written by other workers. */
 void zc_notify_inval_data(struct zc_session *s, uint64_t nodeid);
-/* Makes the kernel send a request that asks for nothing (NOTIFY_REPLY, with this `unique`: even, and
- * with bit 63 set, unlike its own) to the queue of the CPU that runs this thread. */
-void zc_notify_echo(struct zc_session *s, uint64_t unique);
+/* Makes the kernel send a request that asks for nothing (NOTIFY_REPLY) to the queue of the CPU that
+ * runs this thread. It takes a regular file that the kernel knows; without one nothing happens. */
+void zc_notify_echo(struct zc_session *s);
 static inline bool zc_has(const struct zc_session *s, uint64_t feature)
 {
 	return (s->features & feature) == feature;

@@ -54,13 +54,6 @@ int zc_op_INIT(struct zc_req *r)
 	return -EIO;
 }
 
-/* The answer to zc_notify_echo. */
-int zc_op_NOTIFY_REPLY(struct zc_req *r)
-{
-	(void)r;
-	return 0;
-}
-
 int zc_op_DESTROY(struct zc_req *r)
 {
 	(void)r;

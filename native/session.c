@@ -57,17 +57,17 @@ void zc_session_end(struct zc_session *s)
 		zc_log("the end cannot be told: %s", strerror(errno));
 }
 
-static void notify(struct zc_session *s, enum fuse_notify_code code, void *body, uint32_t size)
+static int notify(struct zc_session *s, enum fuse_notify_code code, void *body, uint32_t size)
 {
 	struct fuse_out_header h = {.len = (uint32_t)sizeof(h) + size, .error = code};
 	struct iovec iov[2] = {{&h, sizeof(h)}, {body, size}};
-	(void)ZC_SYS("writev", writev(s->fd, iov, 2)); /* -ENOENT: it holds none */
+	return ZC_SYSI("writev", writev(s->fd, iov, 2));
 }
 
 static void notify_inval(struct zc_session *s, uint64_t nodeid, int64_t off)
 {
 	struct fuse_notify_inval_inode_out n = {.ino = nodeid, .off = off};
-	notify(s, FUSE_NOTIFY_INVAL_INODE, &n, sizeof(n));
+	(void)notify(s, FUSE_NOTIFY_INVAL_INODE, &n, sizeof(n)); /* -ENOENT: it holds none */
 }
 
 void zc_notify_inval_attr(struct zc_session *s, uint64_t nodeid)
@@ -80,10 +80,18 @@ void zc_notify_inval_data(struct zc_session *s, uint64_t nodeid)
 	notify_inval(s, nodeid, 0);
 }
 
-void zc_notify_echo(struct zc_session *s, uint64_t unique)
+void zc_notify_echo(struct zc_session *s)
 {
-	struct fuse_notify_retrieve_out n = {.notify_unique = unique, .nodeid = FUSE_ROOT_ID};
-	notify(s, FUSE_NOTIFY_RETRIEVE, &n, sizeof(n));
+	static _Atomic uint64_t echoes; /* bit 63 tells its ids from the kernel's own; even, as they are */
+	struct fuse_notify_retrieve_out n = {.notify_unique = 1ULL << 63 | atomic_fetch_add(&echoes, 2)};
+	uint64_t known = atomic_load(&s->echo_nodeid);
+	for (unsigned tries = 0; tries < 8; tries++) { /* one may be forgotten, and we not know yet */
+		n.nodeid = known = zc_inode_next_file(s->inodes, known);
+		if (!known || notify(s, FUSE_NOTIFY_RETRIEVE, &n, sizeof(n)) >= 0)
+			break;
+		known++;
+	}
+	atomic_store(&s->echo_nodeid, known);
 }
 
 /* the source ------------------------------------------------------------------------------- */

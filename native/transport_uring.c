@@ -102,10 +102,9 @@ static void prepare(struct zc_worker *w, struct ring *ring)
 /* After an entry was registered: what waits in its queue is to be fetched. */
 static int fetch_waiting(struct zc_worker *w, struct ring *ring)
 {
-	static _Atomic uint64_t echoes;
 	int err = io_uring_submit(&ring->uring);
 	if (err >= 0)
-		zc_notify_echo(w->q->s, 1ULL << 63 | atomic_fetch_add(&echoes, 2));
+		zc_notify_echo(w->q->s);
 	return err < 0 ? err : 0;
 }
 
@@ -164,6 +163,11 @@ static int uring_next(struct zc_worker *w)
 	}
 	if (res < 0)
 		return -ENODEV;
+	if (((struct fuse_in_header *)(void *)ring->header->in_out)->opcode == FUSE_NOTIFY_REPLY) {
+		w->req.hdr.unique = ring->header->ring_ent_in_out.commit_id;
+		uring_reply(w, 0); /* our own echo */
+		return -EAGAIN;
+	}
 	err = unpack(w, ring);
 	if (err) {
 		uring_reply(w, zc_req_refuse(&w->req, err));

@@ -65,7 +65,6 @@
 	X(38, DESTROY, 0, 0)                                                            \
 	X(39, IOCTL, sizeof(struct fuse_ioctl_in), ZC_F_DATA | ZC_F_BLOCKS)             \
 	X(40, POLL, sizeof(struct fuse_poll_in), 0)                                     \
-	X(41, NOTIFY_REPLY, sizeof(struct fuse_notify_retrieve_in), ZC_F_DATA | ZC_F_NOREPLY | ZC_F_ANYCRED) \
 	X(42, BATCH_FORGET, sizeof(struct fuse_batch_forget_in), ZC_F_DATA | ZC_F_NOREPLY | ZC_F_DEV | ZC_F_ANYCRED) \
 	X(43, FALLOCATE, sizeof(struct fuse_fallocate_in), ZC_F_BLOCKS)                 \
 	X(44, READDIRPLUS, sizeof(struct fuse_read_in), ZC_F_BLOCKS | ZC_F_ANYCRED)                    \
@@ -145,12 +144,13 @@ enum fuse_opcode { ZC_OPCODES(X) FUSE_OPCODE_END = 64 };
 #define FUSE_FSYNC_FDATASYNC (1u << 0)
 #define FUSE_IOCTL_DIR (1u << 4)
 #define FUSE_EXT_GROUPS 32u
+#define FUSE_NOTIFY_REPLY 41u
 
 enum fuse_notify_code {
 	FUSE_NOTIFY_POLL = 1,
 	FUSE_NOTIFY_INVAL_INODE = 2,
 	FUSE_NOTIFY_INVAL_ENTRY = 3,
-	FUSE_NOTIFY_RETRIEVE = 5,
+	FUSE_NOTIFY_RETRIEVE = 5, /* the answer is a request, FUSE_NOTIFY_REPLY */
 };
 
 struct fuse_in_header {
@@ -432,12 +432,6 @@ struct fuse_notify_inval_inode_out {
 struct fuse_notify_retrieve_out {
 	uint64_t notify_unique, nodeid, offset;
 	uint32_t size, padding;
-};
-
-struct fuse_notify_retrieve_in {
-	uint64_t unused1, offset;
-	uint32_t size, unused2;
-	uint64_t unused3, unused4;
 };
 
 struct fuse_ext_header {
