@@ -7,10 +7,12 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zcfs import control
+from zcfs.cli.run import run_command
 
 from .conftest import MOUNTCTL, Site, one_line
 
@@ -72,7 +74,7 @@ def test_foreground_daemon(site: Site, temp: Path) -> None:
 
 
 def test_a_command_that_leaves_a_process_behind(site: Site, temp: Path) -> None:
-    script = 'exec 2>&- >&-; (sleep 30 < "$ZCFS_MNT/file") & echo $! > "$OUT"'
+    script = 'exec 2>&- >&- < "$ZCFS_MNT/file"; sleep 300 <&0 & echo $! > "$OUT"'
     out = site.base / "pid"
     done = site.run(
         "run", site.source, "--", "sh", "-c", script, env={**os.environ, "OUT": str(out)}
@@ -101,3 +103,19 @@ def test_signals(site: Site, temp: Path, number: signal.Signals, status: int) ->
             child.send_signal(number)
         assert child.wait(30) == status
     assert left(temp) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_command_starts(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The command may run already, and its caller know that, before Popen has returned."""
+    start = subprocess.Popen
+
+    def started_and_signalled(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child: subprocess.Popen[bytes] = start(*args, **options)
+        os.kill(os.getpid(), number)
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", started_and_signalled)
+    assert run_command(["sleep", "30"], dict(os.environ)) == 128 + number

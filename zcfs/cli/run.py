@@ -41,18 +41,23 @@ def run(args: argparse.Namespace) -> int:
 
 def run_command(command: Sequence[str], env: dict[str, str]) -> int:
     """Run it as a shell would: the terminal's signals are for it, its status is ours."""
-    children: list[subprocess.Popen[bytes]] = []
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # what came before there was a child
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in children if number != signal.SIGINT else ():  # ^C has reached it already
+        if child is None:
+            early.append(number)
+        elif number != signal.SIGINT:  # ^C has reached it already
             child.send_signal(number)
 
     # Handlers, not SIG_IGN: a program that is executed starts with the default actions again.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     previous = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        children.append(subprocess.Popen(command, env=env))
-        status = children[0].wait()
+        child = subprocess.Popen(command, env=env)
+        for number in early:
+            child.send_signal(number)
+        status = child.wait()
     except OSError as exc:
         warn(f"{command[0]}: {exc.strerror}")
         return 127 if isinstance(exc, FileNotFoundError) else 126
