@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from zcfs import control, mountinfo
 from zcfs.holders import holders
 
-from .conftest import Site, daemon_pid, one_line
+from .conftest import MOUNTCTL, Site, daemon_pid, one_line
 
 HOLD = "import sys; f = {}; print('held', flush=True); sys.stdin.read()"
 
@@ -71,14 +72,18 @@ def _runs(pid: int) -> bool:
 
 
 def test_waits_for_a_writer(mounted: Site) -> None:
-    with holding("open(sys.argv[1], 'w')", f"{mounted.point}/file") as child:
-        assert child.stdin is not None
-        timer = threading.Timer(1.0, child.stdin.close)
-        timer.start()
-        done = mounted.run("umount", "--wait", "30", mounted.point)
-        timer.join()
-    assert done.returncode == 0, done.stderr
-    assert "waiting" in done.stderr
+    with (
+        holding("open(sys.argv[1], 'w')", f"{mounted.point}/file") as writer,
+        subprocess.Popen(
+            [*MOUNTCTL, "umount", "--wait", "60", mounted.point], stderr=subprocess.PIPE, text=True
+        ) as umount,
+    ):
+        assert umount.stderr is not None
+        assert "waiting" in umount.stderr.readline()
+        assert mounted.is_mounted()
+        assert writer.stdin is not None
+        writer.stdin.close()
+        assert umount.wait(60) == 0, umount.stderr.read()
 
 
 def test_names_the_writer(mounted: Site) -> None:
@@ -99,22 +104,18 @@ def test_does_not_wait_for_a_directory(mounted: Site) -> None:
 
 
 def test_lazy(mounted: Site) -> None:
-    pid = daemon_pid(mounted.mounted())
+    fd = os.pidfd_open(daemon_pid(mounted.mounted()))
     with holding("open(sys.argv[1])", f"{mounted.point}/file") as child:
         done = mounted.run("umount", "--lazy", mounted.point)
         assert done.returncode == 0
         assert f"pid {child.pid} " in done.stderr
         assert not mounted.is_mounted()
-    fd = os.pidfd_open(pid) if _runs(pid) else None
-    if fd is not None:
-        assert _ended(fd)
+    assert _ended(fd)
 
 
 def _ended(pidfd: int) -> bool:
-    import select
-
     try:
-        return bool(select.select([pidfd], [], [], 15)[0])
+        return bool(select.select([pidfd], [], [], 30)[0])
     finally:
         os.close(pidfd)
 
@@ -125,8 +126,10 @@ def test_a_dead_daemon(mounted: Site) -> None:
     fd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     assert _ended(fd)
-    with pytest.raises(OSError, match=r"not connected|connection abort"):
+    with pytest.raises(OSError) as raised:
         (mounted.point / "file").read_text()
+    # ECANCELED: the kernel was still taking the daemon's ring apart
+    assert raised.value.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
     assert "its daemon is dead" in one_line(mounted.run("status", mounted.point))
     rows = {row["mountpoint"]: row for row in mounted.json("list")["mounts"]}
     assert rows[str(mounted.point)]["state"] == "dead"
