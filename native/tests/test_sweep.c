@@ -1171,7 +1171,7 @@ int main(int argc, char **argv)
 	bool only_path = argc > 1 && !strcmp(argv[1], "path");
 	bool only_handle = argc > 1 && !strcmp(argv[1], "handle");
 	is_root = geteuid() == 0;
-	alarm(harness_sanitized() ? 300 : 100); /* whatever hangs */
+	alarm(harness_sanitized() ? 300 : 250); /* whatever hangs */
 	buffer = aligned_alloc(4096, BODY + ZC_MAX_WRITE + 4096);
 	int log = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	zc_log_to(log);
