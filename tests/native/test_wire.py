@@ -10,7 +10,7 @@ import errno
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zcfs
@@ -75,6 +75,7 @@ def test_malformed(bad: bytes, error: int) -> None:
     assert caught.value.errno == error
 
 
+@settings(deadline=None)
 @given(st.integers(0, 64), st.binary(max_size=200), st.integers(0, 4))
 def test_any_bytes(opcode: int, body: bytes, units: int) -> None:
     extensions = (GROUPS * 2)[: units * 8]
