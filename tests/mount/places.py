@@ -47,6 +47,8 @@ class Place:
             path.mkdir()
             if isinstance(self.kind, Mode):
                 self._mount = harness.start(self._base / "source", path, self.kind, computed=True)
+                if harness.control_plane() is not None:
+                    self._mount.control_plane_pid()
             else:
                 assert self._peer
                 self._mount = harness.start_peer(self._peer, self._base / "source", path)
