@@ -26,9 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .guard import URING, abort, mounts_below, stacks, umount
-from .linux import wait_for
-
-START_SECONDS, END_SECONDS = 20.0, 20.0
+from .linux import PATIENCE, wait_for
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,9 @@ def probe() -> dict[str, dict[str, Any]]:
     binary = zcfsd()
     if binary is None:
         return {}
-    asked = subprocess.run([binary, "--probe", "/tmp"], capture_output=True, text=True, timeout=30)
+    asked = subprocess.run(
+        [binary, "--probe", "/tmp"], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert asked.returncode == 0, asked.stderr
     return {item["name"]: item for item in json.loads(asked.stdout)}
 
@@ -102,16 +102,41 @@ def runtime_dir() -> Path:
     return Path(own) / "zcfs" if own else Path(f"/tmp/zcfs-{os.geteuid()}")
 
 
+def _socket_inode(minor: str) -> int:
+    """0 when there is none."""
+    path = runtime_dir() / f"{minor}.sock"
+    return path.stat().st_ino if path.exists() else 0
+
+
 def ask(minor: str | int, verb: str) -> Any:
-    """What the control socket of a mount answers."""
+    """What the control socket of a mount answers.
+
+    A daemon that is just ending may still listen on the path that the next one takes over.
+    """
+    for _ in range(3):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            return _ask(minor, verb)
+    raise AssertionError(f"the daemon of {minor} resets every connection")
+
+
+def _ask(minor: str | int, verb: str) -> Any:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(PATIENCE)
         connection.connect(str(runtime_dir() / f"{minor}.sock"))
         connection.sendall(verb.encode() + b"\n")
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk
     return json.loads(answer)
+
+
+def umount_when_free(path: str) -> None:
+    """What was closed is released a moment later: until then the mount is busy."""
+    deadline = time.monotonic() + PATIENCE
+    while code := umount(path):
+        if code != errno.EBUSY or time.monotonic() > deadline:
+            raise OSError(code, f"umount: {os.strerror(code)}", path)
+        time.sleep(0.005)
 
 
 EXPECTED = [" INFO zcfs"]  # lines of the log that say nothing bad
@@ -128,6 +153,7 @@ class Mount:
     process: subprocess.Popen[bytes]
     log: Path
     minor: str
+    socket_inode: int = 0  # the next mount may have the same minor, and so the same name
     expected: list[str] = field(default_factory=lambda: list(EXPECTED))
     _read: int = 0
     _closed: bool = False
@@ -147,6 +173,9 @@ class Mount:
         fresh = text[self._read : end].decode(errors="replace").splitlines()
         self._read = end
         return [line for line in fresh if not any(re.search(one, line) for one in self.expected)]
+
+    def has_socket(self) -> bool:
+        return self.socket_inode != 0 and _socket_inode(self.minor) == self.socket_inode
 
     def status(self) -> Any:
         return ask(self.minor, "status")
@@ -178,12 +207,8 @@ class Mount:
 
     def unmount(self) -> int:
         """umount; returns the daemon's exit status."""
-        deadline = time.monotonic() + END_SECONDS
-        while code := umount(str(self.path)):
-            if code != errno.EBUSY or time.monotonic() > deadline:
-                raise OSError(code, f"umount: {os.strerror(code)}", str(self.path))
-            time.sleep(0.005)  # closed files are released a moment later
-        return self.process.wait(END_SECONDS)
+        umount_when_free(str(self.path))
+        return self.process.wait(PATIENCE)
 
     def close(self) -> list[str]:
         """End it in whatever state it is; returns what was wrong."""
@@ -193,7 +218,7 @@ class Mount:
         wrong = []
         try:
             if self.process.poll() is None:
-                status = self.unmount() if self.mounted() else self.process.wait(END_SECONDS)
+                status = self.unmount() if self.mounted() else self.process.wait(PATIENCE)
                 if status != 0:
                     wrong.append(f"the daemon exited with {status}")
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -274,17 +299,17 @@ def start(
 def _await_ready(
     source: Path, path: Path, process: subprocess.Popen[bytes], log: Path, ready: int
 ) -> Mount:
-    if not select.select([ready], [], [], START_SECONDS)[0]:
-        raise StartError(f"not ready after {START_SECONDS:g} s\n{stacks(process.pid)}")
+    if not select.select([ready], [], [], PATIENCE)[0]:
+        raise StartError(f"not ready after {PATIENCE:g} s\n{stacks(process.pid)}")
     line = os.read(ready, 4096).decode(errors="replace")
     if line != "ready\n":
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
+            process.wait(PATIENCE)
         raise StartError(f"status {process.returncode}, {line!r}\n{log.read_text()}")
     for mounted, kind, minor in mounts_below(str(path.parent)):
         if mounted == str(path):
             assert kind == "fuse.zcfs", kind
-            return Mount(source, path, process, log, minor)
+            return Mount(source, path, process, log, minor, _socket_inode(minor))
     raise StartError("the daemon is ready and nothing is mounted")
 
 
@@ -295,7 +320,7 @@ def start_peer(command: str, source: Path, path: Path) -> Mount:
     with log.open("wb") as out:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     mount = Mount(source, path, process, log, "0", expected=[""])
-    wait_for("the peer has mounted", lambda: mount.mounted() or process.poll() is not None, 10)
+    wait_for("the peer has mounted", lambda: mount.mounted() or process.poll() is not None)
     assert mount.mounted(), log.read_text()
     return mount
 
@@ -305,7 +330,7 @@ def stop_process(process: subprocess.Popen[Any], signum: int = signal.SIGTERM) -
     if process.poll() is None:
         process.send_signal(signum)
         try:
-            process.wait(END_SECONDS)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

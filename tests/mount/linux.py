@@ -35,6 +35,8 @@ CLOCK_REALTIME_COARSE = 5
 STATX_BTIME, STATX_ALL = 0x800, 0xFFF
 DT = {1: "fifo", 2: "char", 4: "dir", 6: "block", 8: "file", 10: "symlink", 12: "socket"}
 
+PATIENCE = 30.0  # seconds before a test takes it that what must happen does not, on a busy machine
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -154,7 +156,7 @@ def can_lock(fd: int, kind: int = fcntl.F_WRLCK, start: int = 0, length: int = 0
     return True
 
 
-def wait_for(what: str, true: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_for(what: str, true: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until a condition holds that no descriptor announces."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -17,7 +17,7 @@ import pytest
 from . import harness
 from .guard import mounts_below
 from .harness import Mount
-from .linux import FS_IOC_SHUTDOWN, opened
+from .linux import FS_IOC_SHUTDOWN, PATIENCE, opened
 from .posix import pattern
 
 pytestmark = pytest.mark.skipif(harness.zcfsd() is None, reason="zcfsd is not built")
@@ -86,7 +86,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     os.close(ready_in)
     with os.fdopen(ready) as pipe:

@@ -17,7 +17,7 @@ import pytest
 from . import harness
 from .guard import abort
 from .harness import Mode, Mount
-from .linux import Child, kill_all, lock, opened, wait_for
+from .linux import PATIENCE, Child, can_lock, kill_all, lock, opened, wait_for
 from .posix import pattern
 
 ENDED = (
@@ -87,7 +87,7 @@ def test_daemon_killed_under_load(
         fd = os.open(mounted.path / "kept", os.O_RDONLY)
         mounted.kill()
         for process in busy:
-            assert process.finished(10), "a caller hangs after the daemon's death"
+            assert process.finished(PATIENCE), "a caller hangs after the daemon's death"
             assert process.result() in ENDED
         with pytest.raises(OSError) as raised:
             os.open(mounted.path / "kept", os.O_RDONLY)
@@ -120,12 +120,12 @@ def test_daemon_killed_while_callers_wait(mount: Callable[..., Mount]) -> None:
         assert not waiters[0].finished(0.1)
         mounted.kill()
         for process in waiters:
-            assert process.finished(10), "a waiter hangs after the daemon's death"
+            assert process.finished(PATIENCE), "a waiter hangs after the daemon's death"
             assert process.result() in (*ENDED, errno.EINTR)
     with contextlib.suppress(OSError):
         os.close(fd)
     with opened(mounted.source / "f") as fd:
-        lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK)
+        wait_for("the lock is free on the source", lambda: can_lock(fd))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to abort a connection")
@@ -140,10 +140,10 @@ def test_daemon_stopped_and_aborted(mount: Callable[..., Mount], mode: Mode) -> 
         if mode.transport == "uring":
             mounted.process.kill()
         for process in busy:
-            assert process.finished(10)
+            assert process.finished(PATIENCE)
             assert process.result() in ENDED
     mounted.process.send_signal(signal.SIGCONT)
-    mounted.process.wait(10)  # its session has ended, and so does it
+    mounted.process.wait(PATIENCE)  # its session has ended, and so does it
     mounted.expect_log("")
 
 
@@ -152,9 +152,9 @@ def test_told_to_end(mount: Callable[..., Mount], signum: int) -> None:
     mounted = mount()
     (mounted.path / "f").write_bytes(b"x")
     mounted.process.send_signal(signum)
-    assert mounted.process.wait(10) == 0
+    assert mounted.process.wait(PATIENCE) == 0
     assert not mounted.mounted()
-    assert not list(harness.runtime_dir().glob(f"{mounted.minor}.sock"))
+    assert not mounted.has_socket()
 
 
 def test_told_to_end_while_busy(mount: Callable[..., Mount]) -> None:
@@ -164,7 +164,7 @@ def test_told_to_end_while_busy(mount: Callable[..., Mount]) -> None:
         os.write(fd, b"before")
         mounted.process.send_signal(signal.SIGTERM)
         wait_for("the mount is gone", lambda: not mounted.mounted())
-    assert mounted.process.wait(10) == 0
+    assert mounted.process.wait(PATIENCE) == 0
     assert (mounted.source / "f").read_bytes() == b"before"
 
 
@@ -173,19 +173,22 @@ def test_control_plane_killed_under_load(mount: Callable[..., Mount]) -> None:
     """The mirror never waits for it; /.zcfs comes back."""
     mounted = mount(computed=True)
     mounted.expect_log("control plane")
+    mounted.control_plane_pid()
     version = (mounted.path / ".zcfs/version").read_bytes()
     stop, stop_in = os.pipe()
-    with workers(*(Child(work_until_told, mounted.path, who, stop) for who in range(2))) as busy:
+    places = (mounted.path, mounted.path, mounted.source)
+    with workers(*(Child(work_until_told, at, who, stop) for who, at in enumerate(places))) as busy:
         for turn in range(2):
             os.kill(mounted.control_plane_pid(), signal.SIGKILL)
             restarts = lambda: mounted.status()["control_plane"]["restarts"]
             wait_for("its end is noticed", lambda turn=turn: restarts() == turn + 1)
-            wait_for("/.zcfs is back", lambda: read_or_none(mounted) == version, 20)
+            wait_for("/.zcfs is back", lambda: read_or_none(mounted) == version)
         os.write(stop_in, b"x")
-        slowest = max(process.result() for process in busy)
+        *turns, in_place = (process.result() for process in busy)
     os.close(stop)
     os.close(stop_in)
-    assert slowest < 2.0, f"the mirror stood still for {slowest:.1f} s"
+    # a turn syncs, and waits as long as the disk does: so it is compared with one beside the mount
+    assert max(turns) < 2.0 + 2 * in_place, f"the mirror stood still for {max(turns):.1f} s"
 
 
 @pytest.mark.skipif(harness.control_plane() is None, reason="no control plane here")
@@ -198,7 +201,7 @@ def test_control_plane_stopped(mount: Callable[..., Mount]) -> None:
     try:
         readers = [Child((mounted.path / ".zcfs/version").read_bytes) for _ in range(4)]
         with workers(*readers):
-            for who in range(20):
+            for who in range(5):  # syncs: a busy disk must not take as long as a hang counts
                 work(mounted.path, who)
             assert not readers[0].finished()
             os.kill(pid, signal.SIGCONT)

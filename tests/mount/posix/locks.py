@@ -10,7 +10,17 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..linux import Child, blocks_in_kernel, can_lock, child, lock, opened, run_child, wait_for
+from ..linux import (
+    PATIENCE,
+    Child,
+    blocks_in_kernel,
+    can_lock,
+    child,
+    lock,
+    opened,
+    run_child,
+    wait_for,
+)
 from . import Tree, add, check, fails
 
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
@@ -190,7 +200,7 @@ def _released_by_death(
                 assert not free(path)
                 process.kill(signum)
                 # the last close may be answered after the process is gone
-                wait_for("the lock of a dead process is free", lambda: free(path), 5)
+                wait_for("the lock of a dead process is free", lambda: free(path))
 
     return run
 
@@ -209,7 +219,7 @@ def _excludes(
         with holder(mine, take) as process:
             assert not free(other)
             process.kill()
-            wait_for("the lock is released", lambda: free(other), 5)
+            wait_for("the lock is released", lambda: free(other))
 
     return run
 
@@ -235,7 +245,7 @@ def posix_lock_released_by_exit(t: Tree) -> None:
         lock(os.open(path, os.O_RDWR), fcntl.F_SETLK, WRITE)
 
     run_child(work)
-    wait_for("the lock of an ended process is free", lambda: try_posix(path), 5)
+    wait_for("the lock of an ended process is free", lambda: try_posix(path))
 
 
 @check()
@@ -300,7 +310,7 @@ def posix_lock_waits_and_wakes(t: Tree) -> None:
             wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
             assert not waiter.finished(0.05)
             lock(fd, fcntl.F_SETLK, NONE)
-            assert waiter.finished(5), "the waiter was not woken"
+            assert waiter.finished(PATIENCE), "the waiter was not woken"
             assert waiter.result() == "locked"
 
 
@@ -312,7 +322,7 @@ def posix_lock_waits_for_the_source(t: Tree) -> None:
         with child(_wait_lock, path, READ) as waiter:
             assert not waiter.finished(0.05)
             lock(fd, fcntl.F_SETLK, NONE)
-            assert waiter.finished(5), "the waiter was not woken"
+            assert waiter.finished(PATIENCE), "the waiter was not woken"
             waiter.result()
 
 
@@ -324,7 +334,7 @@ def source_waits_for_a_lock_of_the_mount(t: Tree) -> None:
         with child(_wait_lock, t.source / "f", READ) as waiter:
             assert not waiter.finished(0.05)
             lock(fd, fcntl.F_SETLK, NONE)
-            assert waiter.finished(5), "the waiter was not woken"
+            assert waiter.finished(PATIENCE), "the waiter was not woken"
             waiter.result()
 
 
@@ -354,7 +364,7 @@ def posix_lock_wait_is_interrupted(t: Tree) -> None:
             wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
             assert not waiter.finished(0.05)
             os.kill(waiter.pid, signal.SIGUSR1)
-            assert waiter.finished(5), "the signal did not end the wait"
+            assert waiter.finished(PATIENCE), "the signal did not end the wait"
             assert waiter.result() == "interrupted"
         lock(fd, fcntl.F_SETLK, NONE)
         assert try_posix(path), "the interrupted wait took the lock"
@@ -369,7 +379,7 @@ def posix_lock_waiter_is_killed(t: Tree) -> None:
             wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
             waiter.kill()
         lock(fd, fcntl.F_SETLK, NONE)
-        wait_for("a dead waiter holds nothing", lambda: try_posix(path), 5)
+        wait_for("a dead waiter holds nothing", lambda: try_posix(path))
 
 
 @check()
@@ -385,7 +395,7 @@ def posix_lock_many_waiters(t: Tree) -> None:
         assert try_flock(other)
         lock(fd, fcntl.F_SETLK, NONE)
         for waiter in waiters:
-            assert waiter.finished(5), "a waiter was not woken"
+            assert waiter.finished(PATIENCE), "a waiter was not woken"
             waiter.result()
 
 
@@ -432,7 +442,7 @@ def posix_lock_deadlock_is_found(t: Tree) -> None:
     start, start_in = os.pipe()
 
     def work(first: Path, second: Path) -> str:
-        signal.alarm(5)
+        signal.alarm(30)
         with opened(first) as mine, opened(second) as theirs:
             lock(mine, fcntl.F_SETLK, WRITE)
             os.write(held_in, b"x")
@@ -499,7 +509,7 @@ def ofd_lock_waits(t: Tree) -> None:
             wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
             assert not waiter.finished(0.05)
             lock(fd, fcntl.F_OFD_SETLK, NONE)
-            assert waiter.finished(5), "the waiter was not woken"
+            assert waiter.finished(PATIENCE), "the waiter was not woken"
             waiter.result()
 
 
@@ -539,7 +549,7 @@ def flock_follows_the_handle(t: Tree) -> None:
         os.close(copy)
         run_child(os.close, fd)
         assert not try_flock(path)
-    wait_for("the last close released it", lambda: try_flock(path), 5)
+    wait_for("the last close released it", lambda: try_flock(path))
 
 
 @check()
@@ -557,7 +567,7 @@ def flock_waits(t: Tree) -> None:
             wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
             assert not waiter.finished(0.05)
             fcntl.flock(fd, fcntl.LOCK_UN)
-            assert waiter.finished(5), "the waiter was not woken"
+            assert waiter.finished(PATIENCE), "the waiter was not woken"
             waiter.result()
 
 
