@@ -7,6 +7,7 @@ xfs, or else an ext4 image; ZCFS_TEST_DIR names another place.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from mount import guard
 DEFAULT_LIMIT = 180.0  # a hang, and not a machine that is busy
 SCRATCH = pytest.StashKey[Path]()
 GUARD = pytest.StashKey[guard.Guard]()
+FAILED = pytest.StashKey[bool]()
 
 
 class TestHung(BaseException):
@@ -123,12 +126,26 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         keeper.disarm()
+        if FAILED in item.stash:
+            forget_failure()
+
+
+def forget_failure() -> None:
+    """Free what a failed test left open. Else that is a warning, and so a failure, of a later test."""
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     """Show where everything hung beside the failure that the abort caused."""
     report = yield
+    if report.failed:
+        item.stash[FAILED] = True
     hang = item.config.stash[GUARD].report
     if report.failed and hang.exists():
         report.sections.append(("Where everything hung", hang.read_text()))
