@@ -141,11 +141,19 @@ def test_source_that_hangs_in_part(mount: Callable[..., Mount]) -> None:
         harness.stop_process(process)
 
 
+def can_lease(fd: int, kind: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def hold_lease(path: Path, told: int, kind: int) -> None:
     """Hold a lease on a file, and give it up when told: until then an open that conflicts waits."""
     with opened(path, os.O_RDONLY) as fd:
         signal.signal(signal.SIGIO, signal.SIG_IGN)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+        wait_for("whoever wrote the file has it closed", lambda: can_lease(fd, kind))
         os.write(told, b"x")
         signal.sigwait({signal.SIGUSR1})
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
