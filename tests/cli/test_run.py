@@ -74,7 +74,7 @@ def test_foreground_daemon(site: Site, temp: Path) -> None:
 
 
 def test_a_command_that_leaves_a_process_behind(site: Site, temp: Path) -> None:
-    script = 'exec 2>&- >&- < "$ZCFS_MNT/file"; sleep 300 <&0 & echo $! > "$OUT"'
+    script = 'exec 2>&- >&- 3< "$ZCFS_MNT/file"; sleep 300 & echo $! > "$OUT"'
     out = site.base / "pid"
     done = site.run(
         "run", site.source, "--", "sh", "-c", script, env={**os.environ, "OUT": str(out)}
