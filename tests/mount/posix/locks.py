@@ -295,6 +295,28 @@ def posix_write_lock_by_a_user(t: Tree) -> None:
         lock(fd, fcntl.F_SETLK, READ)
 
 
+@contextlib.contextmanager
+def lock_waiter(work: Callable[..., object], *args: object) -> Iterator[Child]:
+    """A process that waits for a lock; it tells us before it does. For those that get a signal:
+    the daemon must have the request by then, the kernel may lose the signal otherwise."""
+    told, told_in = os.pipe()
+    try:
+        with child(work, *args, told_in) as waiter:
+            os.close(told_in)
+            assert os.read(told, 1) == b"x", waiter.result()
+            wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
+            assert not waiter.finished(0.1)
+            yield waiter
+    finally:
+        os.close(told)
+
+
+def _open_and_wait(path: Path, told: int) -> None:
+    with opened(path) as fd:
+        os.write(told, b"x")
+        lock(fd, fcntl.F_SETLKW, WRITE)
+
+
 def _wait_lock(path: Path, kind: int) -> str:
     with opened(path) as fd:
         lock(fd, fcntl.F_SETLKW, kind)
@@ -349,10 +371,11 @@ def posix_lock_wait_is_interrupted(t: Tree) -> None:
     def interrupt(*_: object) -> None:
         raise Interrupted
 
-    def work() -> str:
+    def work(told: int) -> str:
         signal.signal(signal.SIGUSR1, interrupt)
         with opened(path) as fd:
             try:
+                os.write(told, b"x")
                 lock(fd, fcntl.F_SETLKW, WRITE)
             except Interrupted:
                 return "interrupted"
@@ -360,9 +383,7 @@ def posix_lock_wait_is_interrupted(t: Tree) -> None:
 
     with opened(path) as fd:
         lock(fd, fcntl.F_SETLK, WRITE)
-        with child(work) as waiter:
-            wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
-            assert not waiter.finished(0.05)
+        with lock_waiter(work) as waiter:
             os.kill(waiter.pid, signal.SIGUSR1)
             assert waiter.finished(PATIENCE), "the signal did not end the wait"
             assert waiter.result() == "interrupted"
@@ -375,8 +396,7 @@ def posix_lock_waiter_is_killed(t: Tree) -> None:
     path = t.file("f")
     with opened(path) as fd:
         lock(fd, fcntl.F_SETLK, WRITE)
-        with child(_wait_lock, path, WRITE) as waiter:
-            wait_for("the waiter sleeps", lambda: blocks_in_kernel(waiter.pid))
+        with lock_waiter(_open_and_wait, path) as waiter:
             waiter.kill()
         lock(fd, fcntl.F_SETLK, NONE)
         wait_for("a dead waiter holds nothing", lambda: try_posix(path))
