@@ -323,8 +323,12 @@ static void probe_allow_other(const struct machine *m, struct item *i)
 	bool found = false;
 	FILE *f = fopen("/etc/fuse.conf", "re");
 
-	while (f && fgets(line, sizeof(line), f))
-		found = found || has_word(line, "user_allow_other", " \t\r\n");
+	/* as fusermount3 reads it: alone on its line, which the comment that explains it is not */
+	while (f && fgets(line, sizeof(line), f)) {
+		line[strcspn(line, "#\n")] = '\0';
+		char *word = strtok(line, " \t\r");
+		found = found || (word && !strcmp(word, "user_allow_other") && !strtok(NULL, " \t\r"));
+	}
 	if (f)
 		fclose(f);
 	if (found)
