@@ -35,6 +35,7 @@ struct zc_file;
 void zc_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* From here on to `fd`, which it takes over unless it is a standard stream. */
 void zc_log_to(int fd);
+int zc_log_fd(void);
 
 /* inode.c -------------------------------------------------------------------------------- */
 

@@ -16,6 +16,11 @@ void zc_log_to(int fd)
 		close(old);
 }
 
+int zc_log_fd(void)
+{
+	return log_fd;
+}
+
 void zc_log(const char *fmt, ...)
 {
 	char line[1024] = "zcfsd: ";

@@ -86,17 +86,34 @@ static int receive_fd(int sock)
 	return fd;
 }
 
+/* The flags that fusermount3 takes by name; it sets nosuid and nodev itself. */
+static void append_flags(const struct zc_options *o, char *opts, size_t cap)
+{
+	static const struct {
+		unsigned long flag;
+		const char *name;
+	} names[] = {{MS_NOEXEC, "noexec"},	    {MS_NOATIME, "noatime"},
+		     {MS_NODIRATIME, "nodiratime"}, {MS_SYNCHRONOUS, "sync"},
+		     {MS_DIRSYNC, "dirsync"}};
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (o->mount_flags & names[i].flag) {
+			size_t n = strlen(opts);
+			snprintf(opts + n, cap - n, ",%s", names[i].name);
+		}
+}
+
 /* fusermount3 mounts for an ordinary user and hands the descriptor over a socket. Its own message
- * goes to stderr. */
+ * goes where ours go. */
 static int mount_helper(const struct zc_options *o, char *err, size_t err_len)
 {
 	char opts[8192], name[4200], comm[48];
 	int pair[2], status;
 	pid_t pid;
 	escape(fsname_of(o), name, sizeof(name));
-	snprintf(opts, sizeof(opts), "fsname=%s,subtype=%s,default_permissions%s%s", name,
-		 *o->subtype ? o->subtype : "zcfs", o->allow_other ? ",allow_other" : "",
+	snprintf(opts, sizeof(opts), "fsname=%s%s%s,default_permissions%s%s", name,
+		 *o->subtype ? ",subtype=" : "", o->subtype, o->allow_other ? ",allow_other" : "",
 		 o->read_only ? ",ro" : "");
+	append_flags(o, opts, sizeof(opts));
 	int r = ZC_SYSI("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	if (r)
 		return r;
@@ -104,7 +121,11 @@ static int mount_helper(const struct zc_options *o, char *err, size_t err_len)
 	snprintf(comm, sizeof(comm), "%d", pair[0]);
 	setenv("_FUSE_COMMFD", comm, 1);
 	char *argv[] = {"fusermount3", "-o", opts, "--", o->mountpoint, NULL};
-	r = -posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ);
+	posix_spawn_file_actions_t streams;
+	posix_spawn_file_actions_init(&streams);
+	posix_spawn_file_actions_adddup2(&streams, zc_log_fd(), STDERR_FILENO);
+	r = -posix_spawnp(&pid, argv[0], &streams, NULL, argv, environ);
+	posix_spawn_file_actions_destroy(&streams);
 	unsetenv("_FUSE_COMMFD");
 	close(pair[0]);
 	if (r) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from zcfs import control
 from zcfs.errors import DaemonError, ZcfsError
 from zcfs.mountinfo import Mount
 
-MOUNT = Mount(1, "0:77", "/mnt", ("rw",), "fuse.zcfs", "/src", ())
+OURS = (f"user_id={os.geteuid()}",)  # whoever mounted is who may answer
+MOUNT = Mount(1, "0:77", "/mnt", ("rw",), "fuse.zcfs", "/src", OURS)
 Serve = Callable[[bytes | None], None]
 
 

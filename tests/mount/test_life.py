@@ -196,7 +196,7 @@ def test_mounted_by_an_ordinary_user(new_directory: Callable[[str], Path]) -> No
 
     def life() -> list[str]:
         os.environ["XDG_RUNTIME_DIR"] = str(base)
-        mounted = harness.start(base / "source", base / "mnt", None)
+        mounted = harness.start(base / "source", base / "mnt", None, "-o", "noexec,noatime")
         mounted.expect_log("passthrough", "transport", "read-ahead", "unprivileged")
         try:
             use(mounted)
@@ -210,6 +210,8 @@ def test_mounted_by_an_ordinary_user(new_directory: Callable[[str], Path]) -> No
         status = mounted.status()
         assert status["engine"] == "buffered"
         assert any("passthrough" in one["what"] for one in status["degradations"]), status
+        (line,) = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {mounted.path} " in line]
+        assert {"nosuid", "nodev", "noexec", "noatime"} <= set(line.split()[5].split(",")), line
         root = mounted.path
         (root / "f").write_bytes(pattern(300000))
         assert (root / "f").read_bytes() == (mounted.source / "f").read_bytes() == pattern(300000)
@@ -226,6 +228,25 @@ def test_mounted_by_an_ordinary_user(new_directory: Callable[[str], Path]) -> No
     with child(life, uid=1000, gid=1000) as process:
         assert process.finished(2 * PATIENCE)
         assert process.result() == []
+    assert not mounts_below(str(base))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+@pytest.mark.skipif(not shutil.which("fusermount3"), reason="fusermount3 is not installed")
+@pytest.mark.usefixtures("dev_fuse_for_users")
+def test_refused_by_fusermount3(new_directory: Callable[[str], Path]) -> None:
+    """Its own words are passed on: here, that the mount point is not the user's."""
+    if reason := harness.why_not(Mode("buffered", "dev")):
+        pytest.skip(reason)
+    base = new_directory("user")
+    for name in ("source", "mnt"):
+        (base / name).mkdir()
+    done = subprocess.run(
+        [str(harness.zcfsd()), base / "source", base / "mnt"],
+        user=1000, group=1000, extra_groups=[], capture_output=True, text=True, cwd="/",
+    )
+    assert done.returncode == 1
+    assert f"no write access to mountpoint {base}/mnt" in done.stderr, done.stderr
     assert not mounts_below(str(base))
 
 
