@@ -35,7 +35,9 @@ TRANSPORTS = ("auto", "dev", "uring")
 LOCKS = ("source", "local")
 
 READY_TIMEOUT = 60.0  #: seconds for zcfsd to mount and answer
-EXIT_TIMEOUT = 10.0  #: seconds for zcfsd to end after its mount has gone
+EXIT_TIMEOUT = 10.0  #: seconds for zcfsd to end when it could not mount
+EXIT_NOTICE = 5.0  #: seconds until we say that we wait for the daemon of an unmounted mount …
+EXIT_PATIENCE = 60.0  #: … and for its end: the blocks of deleted files that it held are freed then
 DETACH_TIMEOUT = 30.0  #: seconds for umount2() itself
 UMOUNT_WAIT = 5.0  #: seconds to wait for processes with open files
 
@@ -95,21 +97,23 @@ class Starting:
     def __init__(self, source: str, mountpoint: str, options: Options, foreground: bool) -> None:
         self.mountpoint = mountpoint
         self.before = mountinfo.at(mountpoint)
-        command = [zcfsd(), *options.arguments(), "--control-plane", sys.executable]
-        command += ["--foreground"] if foreground else []
+        arguments = [*options.arguments(), "--control-plane", sys.executable]
+        arguments += ["--foreground"] if foreground else []
+        program = zcfsd()
         self.ready, ready_w = os.pipe2(os.O_CLOEXEC)
         self.stderr = os.memfd_create("zcfsd-stderr", os.MFD_CLOEXEC)
         try:
             # A group of its own: Ctrl-C on the terminal is for us to pass on, or not.
             self.process = subprocess.Popen(
-                [*command, "--ready-fd", str(ready_w), "--", source, mountpoint],
+                # --ready-fd first: it is told also of an option that is wrong
+                [program, "--ready-fd", str(ready_w), *arguments, "--", source, mountpoint],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=None if foreground else self.stderr, pass_fds=[ready_w],
                 env=daemon_environment(), process_group=0,
             )  # fmt: skip
         except OSError as exc:
             self.close()
-            raise ZcfsError(f"{command[0]}: {exc.strerror}") from exc
+            raise ZcfsError(f"{program}: {exc.strerror}") from exc
         finally:
             os.close(ready_w)
 
@@ -319,7 +323,7 @@ def unmount(
         if held:
             notice(f"{mount.mountpoint}: its daemon stays until this ends: {_some(held)}")
         elif pidfd is not None:
-            _wait_exit(mount, pid, pidfd)
+            _wait_exit(mount, pid, pidfd, notice)
     finally:
         if pidfd is not None:
             os.close(pidfd)
@@ -441,9 +445,12 @@ def _run_detach(mount: Mount, command: list[str]) -> tuple[int, str]:
     return child.returncode, said
 
 
-def _wait_exit(mount: Mount, pid: int | None, pidfd: int) -> None:
-    if not select.select([pidfd], [], [], EXIT_TIMEOUT)[0]:
+def _wait_exit(mount: Mount, pid: int | None, pidfd: int, notice: Notice) -> None:
+    if select.select([pidfd], [], [], EXIT_NOTICE)[0]:
+        return
+    notice(f"{mount.mountpoint}: unmounted; waiting for its daemon (pid {pid}) to end")
+    if not select.select([pidfd], [], [], EXIT_PATIENCE - EXIT_NOTICE)[0]:
         raise DaemonError(
             f"{mount.mountpoint}: unmounted, but its daemon (pid {pid}) has not ended within "
-            f"{EXIT_TIMEOUT:g} s; end it with kill -9 {pid}"
+            f"{EXIT_PATIENCE:g} s; end it with kill -9 {pid}"
         )

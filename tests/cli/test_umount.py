@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+import zcfs.mount
 from zcfs import control, mountinfo
+from zcfs.errors import DaemonError
 from zcfs.holders import holders
+from zcfs.mount import unmount
 
 from .conftest import MOUNTCTL, Site, daemon_pid, one_line
 
@@ -189,6 +192,20 @@ def test_sigterm_unmounts(mounted: Site) -> None:
     fd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGTERM)
     assert _ended(fd)
+    assert not mounted.is_mounted()
+
+
+def test_a_daemon_that_takes_long_to_end(mounted: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for, and that is said; in the end it is an error that names it."""
+    said: list[str] = []
+    mount = mounted.mounted()
+    with holding("0") as child:
+        monkeypatch.setattr(zcfs.mount, "EXIT_NOTICE", 0.1)
+        monkeypatch.setattr(zcfs.mount, "EXIT_PATIENCE", 0.2)
+        monkeypatch.setattr(zcfs.mount, "_daemon_pid", lambda mount: child.pid)
+        with pytest.raises(DaemonError, match=f"pid {child.pid}.* has not ended"):
+            unmount(mount, notice=said.append)
+    assert f"waiting for its daemon (pid {child.pid})" in said[0]
     assert not mounted.is_mounted()
 
 
