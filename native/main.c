@@ -48,8 +48,9 @@ static const char usage[] =
 	"  --locks source|local            where POSIX and flock locks are taken\n"
 	"  --read-only                     write nothing to the source, access times included\n"
 	"  --allow-other                   let other users in\n"
-	"  --threads N                     threads per queue at the start\n"
-	"  -o OPT[,OPT...]                 mount options\n"
+	"  --threads N                     threads per queue at the start (3)\n"
+	"  -o OPT[,OPT...]                 nonempty, fsname=X, subtype=X, attr_timeout=S, entry_timeout=S,\n"
+	"                                  what is above (ro, engine=X ...), and mount(8)'s own\n"
 	"  --log FILE  --foreground  --ready-fd N  --control-plane PYTHON\n"
 	"  --probe PATH                    print what this machine grants, as JSON\n"
 	"  --version\n";
@@ -103,8 +104,10 @@ static const struct flag_option flag_options[] = {
 	{"noexec", MS_NOEXEC, 0},	  {"exec", 0, MS_NOEXEC},
 	{"noatime", MS_NOATIME, 0},	  {"atime", 0, MS_NOATIME},
 	{"nodiratime", MS_NODIRATIME, 0}, {"diratime", 0, MS_NODIRATIME},
-	{"relatime", 0, 0},		  {"sync", MS_SYNCHRONOUS, 0},
+	{"relatime", 0, 0},		  {"strictatime", MS_STRICTATIME, 0},
+	{"lazytime", MS_LAZYTIME, 0},	  {"sync", MS_SYNCHRONOUS, 0},
 	{"async", 0, MS_SYNCHRONOUS},	  {"dirsync", MS_DIRSYNC, 0},
+	{"nosymfollow", MS_NOSYMFOLLOW, 0}, {"symfollow", 0, MS_NOSYMFOLLOW},
 	{"defaults", 0, 0},		  {"rw", 0, 0},
 	{"default_permissions", 0, 0},	  {NULL, 0, 0},
 };
@@ -272,9 +275,11 @@ static char *resolve_dir(const char *what, const char *path)
 	if (!full || stat(full, &st))
 		die(EXIT_CANNOT, "%s %s: %s%s", what, path, strerror(errno),
 		    errno == ENOTCONN ? " (a mount whose daemon died: mountctl umount cleans it up)"
-		    : errno == ENOENT && *what == 'm' ? " (make it with mkdir)" : "");
+		    : errno != ENOENT ? ""
+		    : *what == 'm'    ? " (make it with mkdir)" : " (name a directory that is there)");
 	if (!S_ISDIR(st.st_mode))
-		die(EXIT_CANNOT, "%s %s is not a directory", what, path);
+		die(EXIT_CANNOT, "%s %s is not a directory (%s)", what, path,
+		    *what == 'm' ? "make one with mkdir" : "name the one that holds it");
 	return full;
 }
 

@@ -117,8 +117,24 @@ def test_a_full_mount_point_is_allowed_by_nonempty(site: Site) -> None:
 def test_an_unknown_mount_option(site: Site) -> None:
     done = site.run("mount", "-o", "nosuchoption", site.source, site.point)
     assert done.returncode == 2
-    assert "nosuchoption" in one_line(done)
+    assert one_line(done).startswith("mountctl: -o nosuchoption: unknown option")
     assert not site.is_mounted()
+
+
+OPTIONS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "sync", "dirsync")
+
+
+def test_options_of_mount8(site: Site) -> None:
+    mount = site.mount("-o", ",".join(OPTIONS))
+    assert set(OPTIONS) <= {*mount.options, *mount.super_options}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="fusermount3 does not take these from a user")
+def test_options_of_mount8_for_root(site: Site) -> None:
+    mount = site.mount("-o", "strictatime,lazytime,nosymfollow")
+    shown = {*mount.options, *mount.super_options}
+    assert {"lazytime", "nosymfollow"} <= shown
+    assert "relatime" not in shown
 
 
 def test_read_only(site: Site) -> None:

@@ -177,6 +177,14 @@ def test_install_helper_into_a_directory(tmp_path: Path, mountctl: Run) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_install_helper_where_it_cannot_write(tmp_path: Path, mountctl: Run) -> None:
+    if not Path(sys.executable).with_name("mount.zcfs").exists():
+        pytest.skip("zcfs is not installed beside this Python")
+    done = mountctl("install-helper", "--dir", tmp_path / "missing")
+    assert done.returncode == 1
+    assert one_line(done).startswith(f"mountctl: {tmp_path}/missing: No such file")
+
+
 def test_install_helper_leaves_files_of_others(tmp_path: Path, mountctl: Run) -> None:
     (tmp_path / "mount.zcfs").write_text("mine")
     done = mountctl("install-helper", "--dir", tmp_path, "--remove")

@@ -23,6 +23,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        link_all(args)
+    except OSError as exc:  # whose own file name is that of the target
+        raise ZcfsError(f"{args.dir}: {exc.strerror}; be root, or name another --dir") from exc
+    return 0
+
+
+def link_all(args: argparse.Namespace) -> None:
+    """Make both links, or take them away."""
     for name in NAMES:
         link, target = Path(args.dir, name), Path(sys.executable).with_name(name)
         if not args.remove and not target.exists():
@@ -34,4 +43,3 @@ def run(args: argparse.Namespace) -> int:
         if not args.remove:
             link.symlink_to(target)
             print(f"{link} -> {target}")
-    return 0

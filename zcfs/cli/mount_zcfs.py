@@ -42,13 +42,14 @@ FLAGS = {
 FOR_MOUNT8 = {
     "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
     "async", "atime", "diratime", "relatime", "norelatime", "nostrictatime", "nolazytime",
-    "silent", "loud",
+    "silent", "loud", "iversion", "noiversion", "mand", "nomand",
 }  # fmt: skip
 #: What the daemon takes; with -s anything else is dropped.
 FOR_DAEMON = {
     "ro", "rw", "allow_other", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime",
-    "nonempty", "fsname", "subtype", "attr_timeout", "entry_timeout", "engine", "transport",
-    "locks", "threads", "log",
+    "nodiratime", "strictatime", "lazytime", "sync", "dirsync", "nosymfollow", "nonempty",
+    "fsname", "subtype", "attr_timeout", "entry_timeout", "engine", "transport", "locks",
+    "threads", "log",
 }  # fmt: skip
 #: What mountinfo shows of a fuse mount, and mount(8) hands back to us on a remount.
 SHOWN = {"user_id", "group_id", "default_permissions", "allow_other", "max_read", "fsname",
@@ -165,6 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ZcfsError as exc:
         print(f"mount.zcfs: {exc}", file=sys.stderr)
         return exc.status
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        print(f"mount.zcfs: {where}{exc.strerror or exc}", file=sys.stderr)
+        return 1
     return 0
 
 
