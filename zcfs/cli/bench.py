@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from zcfs import control, fio
-from zcfs.cli.common import add_mount_options, mount_options, positive, print_json, warn
+from zcfs.cli.common import (
+    add_mount_options,
+    mount_options,
+    positive,
+    positive_seconds,
+    print_json,
+    warn,
+)
 from zcfs.cli.progress import bar
 from zcfs.errors import UsageError, ZcfsError
 from zcfs.mount import mounted
@@ -31,8 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs", type=positive, default=5, help="runs a side (%(default)s)")
     parser.add_argument(
-        "--runtime", type=float, default=2.0, metavar="S", help="seconds a run (%(default)g)"
-    )
+        "--runtime", type=positive_seconds, default=2.0, metavar="S",
+        help="seconds a run (%(default)g)",
+    )  # fmt: skip
     parser.add_argument(
         "--size", type=positive, default=512, metavar="MIB", help="of the data file (%(default)s)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -29,18 +30,33 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
         "--foreground", action="store_true", help="keep the daemon in the foreground, its log here"
     )
     group.add_argument("--log", metavar="FILE", help="where the daemon writes its log")
-    group.add_argument("--threads", type=positive, metavar="N", help="data-plane threads")
+    group.add_argument(
+        "--threads", type=positive, metavar="N",
+        help="data-plane threads a queue at the start (default 3)",
+    )  # fmt: skip
     group.add_argument(
         "-o", dest="mount_options", action="append", default=[], metavar="OPT[,OPT]",
-        help="mount options: ro, nosuid, noexec, noatime, nonempty, fsname=X, engine=kernel …",
+        help="mount options: nonempty, fsname=X, subtype=X, attr_timeout=S, entry_timeout=S, "
+        "what is above (ro, engine=kernel …), and mount(8)'s own (nosuid, noexec, noatime …)",
     )  # fmt: skip
 
 
 def positive(text: str) -> int:
     """A number from 1 up, for argparse."""
-    value = int(text)
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, and at least 1")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """A time above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be seconds, and more than 0")
     return value
 
 

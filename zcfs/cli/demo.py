@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zcfs import control, fio, mountinfo
+from zcfs.cli.common import positive
 from zcfs.errors import BusyError, ZcfsError
 from zcfs.mount import Options, start, unmount
 from zcfs.mountinfo import Mount
@@ -60,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dir", default="/var/tmp", help="where to make the files (default %(default)s)"
     )
-    parser.add_argument("--runs", type=int, default=3, help="fio runs a side (%(default)s)")
+    parser.add_argument("--runs", type=positive, default=3, help="fio runs a side (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
