@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from .conftest import Site
+from .conftest import Site, one_line
 
 NAMES = ("list", "status", "stats", "probe", "bench")
 
@@ -94,6 +94,22 @@ def test_bench(site: Site) -> None:
     assert [cell["name"] for cell in document["cells"]] == ["warm-randread"]
     assert not site.is_mounted()
     assert [p.name for p in site.source.iterdir()] == ["file"]
+
+
+@pytest.mark.limit(120)
+def test_bench_for_people(site: Site) -> None:
+    words = ["--cell", "warm-randread", "--runs", "1", "--runtime", "0.2", "--size", "8"]
+    title, *table = site.run("bench", site.source, *words).stdout.splitlines()
+    assert title.startswith(f"{site.source}: ") and "median of 1, fio" in title
+    assert any("warm random read 4 KiB" in line for line in table)
+
+
+def test_bench_of_a_wrong_job_file(site: Site) -> None:
+    job = site.base / "wrong.fio"
+    job.write_text("[first]\nnonsense=1\n")
+    done = site.run("bench", site.source, "--job", job, "--runs", "1")
+    assert done.returncode == 1
+    assert "nonsense" in one_line(done)
 
 
 @pytest.mark.limit(120)

@@ -140,4 +140,4 @@ def show(document: dict[str, Any], results: Sequence[fio.Comparison]) -> None:
         f"{document['directory']}: {document['engine']} engine, {document['transport']} transport, "
         f"median of {document['runs']}, {document['fio']}"
     )
-    Console().print(comparison_table(results, title))
+    Console().print(comparison_table(results, title), soft_wrap=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from zcfs.cli.common import number
 from zcfs.fio import Comparison, Figure, median
 
 
-def comparison_table(results: Sequence[Comparison], title: str) -> Table:
+def comparison_table(results: Sequence[Comparison], title: str) -> Group:
     """fio's figures for the mount beside the bare directory, with the ratio."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("work")
     for column in ("bare", "mount", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -23,7 +25,8 @@ def comparison_table(results: Sequence[Comparison], title: str) -> Table:
             result.title, shown(bare, result.bandwidth), shown(mount, result.bandwidth),
             f"[{style}]{result.ratio:.2f}[/]",
         )  # fmt: skip
-    return table
+    # not Table's own title, which breaks where the table ends
+    return Group(Text(title, style="bold", no_wrap=True, overflow="ignore"), table)
 
 
 def shown(figure: Figure, bandwidth: bool) -> str:
