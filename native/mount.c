@@ -86,15 +86,18 @@ static int receive_fd(int sock)
 	return fd;
 }
 
-/* The flags that fusermount3 takes by name; it sets nosuid and nodev itself. */
+/* Flags by name; fusermount3 sets nosuid and nodev itself, and refuses what it does not know. What
+ * concerns access times but noatime it does not, and they are the source's anyway. */
 static void append_flags(const struct zc_options *o, char *opts, size_t cap)
 {
 	static const struct {
 		unsigned long flag;
 		const char *name;
-	} names[] = {{MS_NOEXEC, "noexec"},	    {MS_NOATIME, "noatime"},
-		     {MS_NODIRATIME, "nodiratime"}, {MS_SYNCHRONOUS, "sync"},
-		     {MS_DIRSYNC, "dirsync"}};
+	} names[] = {{MS_NOEXEC, "noexec"},
+		     {MS_NOATIME, "noatime"},
+		     {MS_SYNCHRONOUS, "sync"},
+		     {MS_DIRSYNC, "dirsync"},
+		     {MS_NOSYMFOLLOW, "nosymfollow"}};
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (o->mount_flags & names[i].flag) {
 			size_t n = strlen(opts);

@@ -229,7 +229,7 @@ def _fio(args: Sequence[str], cwd: str | Path | None) -> str:
         raise ZcfsError("fio is missing: install the package fio") from None
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        raise ZcfsError(f"fio failed: {'; '.join(said[-2:])}")  # what is wrong, and where
+        raise ZcfsError(f"fio failed: {'; '.join(said[-3:])}")  # what is wrong, and where
     return done.stdout
 
 

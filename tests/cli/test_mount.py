@@ -121,7 +121,7 @@ def test_an_unknown_mount_option(site: Site) -> None:
     assert not site.is_mounted()
 
 
-OPTIONS = ("nosuid", "nodev", "noexec", "noatime", "nodiratime", "sync", "dirsync")
+OPTIONS = ("nosuid", "nodev", "noexec", "noatime", "sync", "dirsync")
 
 
 def test_options_of_mount8(site: Site) -> None:
@@ -131,9 +131,9 @@ def test_options_of_mount8(site: Site) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="fusermount3 does not take these from a user")
 def test_options_of_mount8_for_root(site: Site) -> None:
-    mount = site.mount("-o", "strictatime,lazytime,nosymfollow")
+    mount = site.mount("-o", "strictatime,nodiratime,lazytime,nosymfollow")
     shown = {*mount.options, *mount.super_options}
-    assert {"lazytime", "nosymfollow"} <= shown
+    assert {"nodiratime", "lazytime", "nosymfollow"} <= shown
     assert "relatime" not in shown
 
 
