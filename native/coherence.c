@@ -58,7 +58,7 @@ static bool data_changed(struct zc_session *s, struct zc_inode *inode, int fd, b
 /* Counts a writer that we shall not see writing; true if this is one. */
 static bool count_unseen(struct zc_file *file)
 {
-	bool unseen = zc_is_writer(file->flags) && file->engine == &zc_engine_kernel;
+	bool unseen = zc_is_writer(file->flags) && !file->engine->sees_data;
 	if (unseen)
 		atomic_fetch_add(&file->inode->unseen_writers, 1);
 	return unseen;
@@ -70,7 +70,7 @@ void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse
 	struct statx stx;
 	bool unseen = count_unseen(file);
 	/* also with O_DIRECT, whose open would drop the cache of everybody else */
-	if (file->engine == &zc_engine_buffered && !data_changed(r->s, inode, fd, true))
+	if (file->engine->sees_data && !data_changed(r->s, inode, fd, true))
 		out->open_flags |= FOPEN_KEEP_CACHE;
 	if (unseen || zc_stat_fd(fd, &stx) || atomic_load(&inode->told) != zc_told_of(&stx))
 		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
@@ -79,14 +79,14 @@ void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse
 void zc_open_made(struct zc_req *r, struct zc_file *file, int fd)
 {
 	count_unseen(file);
-	if (file->engine == &zc_engine_buffered)
+	if (file->engine->sees_data)
 		data_changed(r->s, file->inode, fd, true);
 }
 
 void zc_lock_refresh(struct zc_req *r, struct zc_file *file)
 {
 	int fd = atomic_load(&file->fd);
-	if (file->engine == &zc_engine_buffered && fd >= 0 &&
+	if (file->engine->sees_data && fd >= 0 &&
 	    data_changed(r->s, file->inode, fd, false))
 		zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, file->inode));
 }
@@ -100,7 +100,7 @@ void zc_attr_refresh(struct zc_session *s, struct zc_inode *inode)
 		return;
 	pthread_mutex_lock(lock);
 	const struct zc_opened *o = inode->opened;
-	bool changed = o && o->engine == &zc_engine_buffered &&
+	bool changed = o && o->engine->sees_data &&
 		       data_changed_locked(inode, path.fd, true);
 	pthread_mutex_unlock(lock);
 	if (changed)

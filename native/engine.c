@@ -8,7 +8,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "ops.h"
@@ -177,7 +176,7 @@ void zc_file_close(struct zc_session *s, struct zc_file *file)
 {
 	struct zc_inode *inode = file->inode;
 	pthread_mutex_t *lock = zc_inode_lock(s->inodes, inode);
-	if (zc_is_writer(file->flags) && file->engine == &zc_engine_kernel)
+	if (zc_is_writer(file->flags) && !file->engine->sees_data)
 		atomic_fetch_sub(&inode->unseen_writers, 1);
 	zc_locks_release_file(s, file);
 	pthread_mutex_lock(lock);
@@ -215,81 +214,3 @@ int zc_file_fd(struct zc_session *s, struct zc_file *file)
 	close(fd);
 	return none;
 }
-
-/* buffered ---------------------------------------------------------------------------------- */
-
-/* The daemon reads and writes the source through the source's page cache. Always works. */
-static int buffered_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
-			 struct fuse_open_out *out)
-{
-	(void)r;
-	(void)o;
-	if (fd < 0)
-		return -EAGAIN;
-	if (file->flags & O_DIRECT)
-		out->open_flags |= FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
-	return 0;
-}
-
-static void buffered_last_close(struct zc_session *s, struct zc_opened *o)
-{
-	(void)s;
-	(void)o;
-}
-
-const struct zc_engine zc_engine_buffered = {
-	.name = "buffered",
-	.index = 1,
-	.needs_fd = true,
-	.open = buffered_open,
-	.last_close = buffered_last_close,
-};
-
-/* kernel ------------------------------------------------------------------------------------ */
-
-/* Passthrough: the kernel reads and writes the source file itself. One backing id per inode, from
- * its first open to its last release. The kernel keeps the file; our descriptor may go. It also
- * keeps our credentials for all later I/O, hence without CAP_FSETID, or set-id bits would survive
- * everybody's writes. */
-static int backing_open(struct zc_req *r, int fd)
-{
-	struct fuse_backing_map map = {.fd = fd};
-	zc_fsetid_off(r->w);
-	return ZC_SYSI("backing_open", ioctl(r->s->fd, FUSE_DEV_IOC_BACKING_OPEN, &map));
-}
-
-static int kernel_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
-		       struct fuse_open_out *out)
-{
-	if (o->backing_id == 0) {
-		if (fd < 0)
-			return -EAGAIN;
-		int id = file->inode->fmt == S_IFREG ? backing_open(r, fd) : -EOPNOTSUPP;
-		if (id <= 0) {
-			zc_degrade(r->s, "passthrough", "a file cannot be registered (%s): "
-				   "served through the daemon", strerror(-id));
-			return -EOPNOTSUPP;
-		}
-		o->backing_id = id;
-		atomic_fetch_add(&r->s->backing_ids, 1);
-	}
-	out->open_flags |= FOPEN_PASSTHROUGH;
-	out->backing_id = o->backing_id;
-	return 0;
-}
-
-static void kernel_last_close(struct zc_session *s, struct zc_opened *o)
-{
-	uint32_t id = (uint32_t)o->backing_id;
-	if (!id)
-		return;
-	(void)ZC_SYSI("backing_close", ioctl(s->fd, FUSE_DEV_IOC_BACKING_CLOSE, &id));
-	atomic_fetch_sub(&s->backing_ids, 1);
-}
-
-const struct zc_engine zc_engine_kernel = {
-	.name = "kernel",
-	.index = 0,
-	.open = kernel_open,
-	.last_close = kernel_last_close,
-};

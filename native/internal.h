@@ -221,15 +221,24 @@ struct zc_engine {
 	const char *name;
 	unsigned index; /* in zc_session.open_files */
 	bool needs_fd;	/* every open file has a descriptor of its own, not only writers */
+	bool sees_data; /* reads and writes come to the daemon; what the kernel caches is ours to drop */
 	/* Under the inode lock; must not touch the disk. `fd`: a descriptor of the inode, or -1.
 	 * Fills open_flags and backing_id of the reply. -EAGAIN: call again with a descriptor;
 	 * -EOPNOTSUPP: cannot serve this inode, take the next engine. */
 	int (*open)(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
 		    struct fuse_open_out *out);
+	/* The data of a READ: bytes, with less than `size` only at the end of the file. */
+	ssize_t (*read)(struct zc_req *r, struct zc_file *file, size_t size, off_t at);
+	/* Bytes written; `r` is a WRITE, whose flags may matter. */
+	ssize_t (*write)(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
+			 off_t at);
 	/* When the last open file of the inode has gone. */
 	void (*last_close)(struct zc_session *s, struct zc_opened *o);
 };
 extern const struct zc_engine zc_engine_kernel, zc_engine_buffered;
+ssize_t zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at);
+ssize_t zc_buffered_write(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
+			  off_t at);
 
 /* Opens the engine's side of `file`; `fd` >= 0 is handed over. */
 int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,

@@ -1,9 +1,7 @@
 /* Open files: OPEN, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, IOCTL,
  * POLL, SYNCFS.
  *
- * READ and WRITE are the hot path of the buffered engine: no allocation, data straight between the
- * transport's buffer and the source. A READ first asks for what is in the page cache, so that a
- * batch of hits is answered by one thread; only what has to wait for the disk costs another.
+ * READ and WRITE are the hot path; what moves the bytes is the file's engine (engine_*.c).
  */
 #include <linux/fs.h>
 #include <string.h>
@@ -14,10 +12,6 @@
 
 #include "ops.h"
 #include "sys.h"
-
-#ifndef RWF_NOAPPEND
-#define RWF_NOAPPEND 0x20
-#endif
 
 int zc_op_OPEN(struct zc_req *r)
 {
@@ -53,68 +47,16 @@ int zc_op_FLUSH(struct zc_req *r)
 	return 0;
 }
 
-/* As much as can be read from `fd`; stops at the end of the file. An error counts even if some came
- * before it: the kernel takes a short reply for the end of the file. */
-static ssize_t read_full(int fd, char *buf, size_t size, off_t at)
-{
-	size_t done = 0;
-	while (done < size) {
-		ssize_t n = ZC_SYS("pread", pread(fd, buf + done, size - done, at + (off_t)done));
-		if (n < 0)
-			return n;
-		if (n == 0)
-			break;
-		done += (size_t)n;
-	}
-	return (ssize_t)done;
-}
-
 int zc_op_READ(struct zc_req *r)
 {
 	const struct fuse_read_in *in = r->in;
 	struct zc_file *file = zc_file_of(in->fh);
 	size_t size = in->size < r->out_cap ? in->size : r->out_cap;
-	int fd = zc_file_fd(r->s, file);
-	if (fd < 0)
-		return fd;
-	struct iovec iov = {r->out, size};
-	ssize_t n = ZC_SYS("preadv2", preadv2(fd, &iov, 1, (off_t)in->offset, RWF_NOWAIT));
-	if (n < 0 || (size_t)n < size) {
-		size_t got = n > 0 ? (size_t)n : 0;
-		zc_may_block(r->w);
-		n = read_full(fd, r->out + got, size - got, (off_t)(in->offset + got));
-		if (n < 0)
-			return (int)n;
-		n += (ssize_t)got;
-	}
+	ssize_t n = file->engine->read(r, file, size, (off_t)in->offset);
+	if (n < 0)
+		return (int)n;
 	atomic_fetch_add_explicit(&r->s->bytes_read, (uint64_t)n, memory_order_relaxed);
 	return zc_reply(r, (size_t)n);
-}
-
-static ssize_t write_full(int fd, const char *buf, size_t size, off_t at, int flags)
-{
-	size_t done = 0;
-	while (done < size) {
-		struct iovec iov = {(void *)(uintptr_t)(buf + done), size - done};
-		ssize_t n = ZC_SYS("pwritev2", pwritev2(fd, &iov, 1, at + (off_t)done, flags));
-		if (n <= 0)
-			return done ? (ssize_t)done : n;
-		done += (size_t)n;
-	}
-	return (ssize_t)done;
-}
-
-/* A page of a shared mapping comes with the descriptor of any writer; where that appends, the page
- * must still go to its own place. */
-static ssize_t write_page(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
-			  off_t at)
-{
-	ssize_t n = write_full(zc_file_fd(r->s, file), buf, size, at, RWF_NOAPPEND);
-	if (n != -EOPNOTSUPP)
-		return n;
-	ZC_CLOSE(own);
-	own.fd = zc_inode_open(r->s->inodes, file->inode, O_WRONLY);
-	return own.fd < 0 ? own.fd : write_full(own.fd, buf, size, at, 0);
 }
 
 int zc_op_WRITE(struct zc_req *r)
@@ -131,10 +73,7 @@ int zc_op_WRITE(struct zc_req *r)
 		zc_no_privilege(r);
 	else
 		zc_fsetid_on(r->w);
-	if (in->write_flags & FUSE_WRITE_CACHE && file->flags & O_APPEND)
-		n = write_page(r, file, r->arg, in->size, (off_t)in->offset);
-	else
-		n = write_full(fd, r->arg, in->size, (off_t)in->offset, 0);
+	n = file->engine->write(r, file, r->arg, in->size, (off_t)in->offset);
 	if (kill)
 		zc_as_self(r);
 	zc_change_end(r->s, file->inode, fd, begun);
