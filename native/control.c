@@ -222,7 +222,8 @@ static const struct {
 
 #define COUNT_OF(a) (sizeof(a) / sizeof((a)[0]))
 
-static const struct zc_engine *const engines[] = {&zc_engine_kernel, &zc_engine_buffered};
+static const struct zc_engine *const engines[] = {&zc_engine_kernel, &zc_engine_buffered,
+						    &zc_engine_pool};
 
 static uint64_t uptime_ms(const struct zc_session *s)
 {

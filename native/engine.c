@@ -44,6 +44,7 @@ static int truncating_open(struct zc_req *r, struct zc_inode *inode, int flags)
 	fd = plain_open(r, inode, flags);
 	zc_change_end(r->s, inode, path.fd, begun);
 	zc_as_self(r);
+	zc_pool_changed(r->s, fd, 0, UINT64_MAX);
 	return fd;
 }
 
@@ -195,6 +196,7 @@ void zc_file_close(struct zc_session *s, struct zc_file *file)
 	atomic_fetch_sub(&s->open_files[file->engine->index], 1);
 	if (file->holds_fd)
 		atomic_fetch_sub(&s->open_fds, 1);
+	zc_pool_file_done(file);
 	if (atomic_load(&file->fd) >= 0)
 		close(atomic_load(&file->fd));
 	zc_inode_put(s->inodes, inode);

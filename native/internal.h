@@ -28,6 +28,8 @@
 struct zc_session;
 struct zc_worker;
 struct zc_file;
+struct zc_pool;
+struct zc_pool_file;
 
 /* log.c ---------------------------------------------------------------------------------- */
 
@@ -207,6 +209,7 @@ struct zc_file {
 	bool holds_fd;		/* counted in open_fds */
 	const struct zc_engine *engine;
 	struct zc_dir *dir;	/* directories */
+	struct zc_pool_file *_Atomic pool; /* pool engine; NULL until needed */
 };
 
 /* What all opens of one inode share. */
@@ -235,7 +238,12 @@ struct zc_engine {
 	/* When the last open file of the inode has gone. */
 	void (*last_close)(struct zc_session *s, struct zc_opened *o);
 };
-extern const struct zc_engine zc_engine_kernel, zc_engine_buffered;
+extern const struct zc_engine zc_engine_kernel, zc_engine_buffered, zc_engine_pool;
+#define ZC_ENGINES 3
+/* Closes the pool's side of the file. */
+void zc_pool_file_done(struct zc_file *file);
+/* The bytes from … to - 1 of the file behind `fd` were changed by us, but not through the pool. */
+void zc_pool_changed(struct zc_session *s, int fd, uint64_t from, uint64_t to);
 ssize_t zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at);
 ssize_t zc_buffered_write(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
 			  off_t at);
@@ -373,6 +381,9 @@ struct zc_options {
 	const char *engine, *transport, *locks;
 	bool read_only, allow_other, foreground, nonempty;
 	unsigned threads;
+	size_t pool_size;
+	uint32_t frame_size;
+	const char *io;
 	double attr_timeout, entry_timeout;
 	const char *fsname, *subtype; /* NULL: the source; "": none */
 	unsigned long mount_flags;    /* MS_* */
@@ -408,6 +419,7 @@ struct zc_session {
 	struct zc_worker *_Atomic workers;
 	const struct zc_transport *transport;
 	const struct zc_engine *engine; /* the policy in force */
+	struct zc_pool *pool;		/* NULL: no file is served from it */
 	struct zc_relay *relay;		/* NULL: no computed tree */
 	struct zc_control *control;
 	uint64_t started_ns, started_s; /* monotonic; wall clock */
@@ -415,7 +427,7 @@ struct zc_session {
 	int end_efd; /* eventfd: readable when the session has ended */
 	_Atomic int open_fds; /* descriptors that open files hold */
 	int open_fds_most;    /* more would leave none for names; 0: no bound */
-	_Atomic uint64_t bytes_read, bytes_written, open_files[2], backing_ids;
+	_Atomic uint64_t bytes_read, bytes_written, open_files[ZC_ENGINES], backing_ids;
 	_Atomic uint64_t early_interrupts[EARLY_INTERRUPTS]; /* perhaps not yet taken up */
 	_Atomic unsigned early_next;
 	_Atomic uint64_t echo_nodeid; /* a regular file, for zc_notify_echo */

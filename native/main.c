@@ -1,4 +1,6 @@
 /* zcfsd: options, the checks that need no mount, daemonizing, and the life of the process. */
+#include <ctype.h>
+#include <dirent.h>
 #include <getopt.h>
 #include <limits.h>
 #include <poll.h>
@@ -7,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -14,10 +17,10 @@
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <dirent.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "pool/pool.h"
 #include "session.h"
 #include "sys.h"
 
@@ -43,7 +46,11 @@ static void __attribute__((format(printf, 2, 3), noreturn)) die(int status, cons
 
 static const char usage[] =
 	"usage: zcfsd [options] SOURCE MOUNTPOINT\n"
-	"  --engine auto|kernel|buffered   how file bytes are served\n"
+	"  --engine auto|kernel|pool|buffered\n"
+	"                                  how file bytes are served\n"
+	"  --pool-size SIZE                memory of the pool, as 256M (the default) or 4G\n"
+	"  --frame-size SIZE               of its frames, 4K to 64K (16K)\n"
+	"  --io io_uring|aio|threads       how the pool reads the disk (the best that works)\n"
 	"  --transport auto|dev|uring      how requests reach the daemon\n"
 	"  --locks source|local            where POSIX and flock locks are taken\n"
 	"  --read-only                     write nothing to the source, access times included\n"
@@ -65,12 +72,12 @@ static bool one_of(const char *value, const char *const *choices)
 
 static void set_choice(const char **to, const char *name, const char *value)
 {
-	static const char *const engines[] = {"auto", "kernel", "buffered", NULL};
+	static const char *const engines[] = {"auto", "kernel", "pool", "buffered", NULL};
 	static const char *const transports[] = {"auto", "dev", "uring", NULL};
 	static const char *const locks[] = {"source", "local", NULL};
-	const char *const *choices = *name == 'e' ? engines : *name == 't' ? transports : locks;
-	if (!strcmp(name, "engine") && !strcmp(value, "pool"))
-		die(EXIT_USAGE, "--engine pool: the pool engine is not built yet; use auto, kernel or buffered");
+	static const char *const io[] = {"io_uring", "aio", "threads", NULL};
+	const char *const *choices = *name == 'e' ? engines : *name == 't' ? transports :
+				     *name == 'i' ? io : locks;
 	if (!one_of(value, choices))
 		die(EXIT_USAGE, "--%s: unknown value '%s' (see --help)", name, value);
 	*to = value;
@@ -91,6 +98,41 @@ static unsigned threads_of(const char *name, const char *value)
 	if (n < 1)
 		die(EXIT_USAGE, "%s: at least 1 thread is needed", name);
 	return n;
+}
+
+/* "4096", "64K", "256M", "256MiB", "1.5G" */
+static size_t size_of(const char *name, const char *value)
+{
+	static const char units[] = "KMGT";
+	char *end;
+	double v = strtod(value, &end);
+	bool ok = end != value && v >= 0;
+	const char *unit = ok && *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
+	if (unit) {
+		v *= (double)(1ULL << (10 * (unit - units + 1)));
+		end++;
+		if (!strcasecmp(end, "ib") || !strcasecmp(end, "b"))
+			end += strlen(end);
+	}
+	if (!ok || *end || v > 1e15)
+		die(EXIT_USAGE, "%s: '%s' is not a size, as 256M or 1GiB", name, value);
+	return (size_t)v;
+}
+
+static void set_pool_size(struct zc_options *o, const char *name, const char *value)
+{
+	o->pool_size = size_of(name, value);
+	if (o->pool_size < ZC_POOL_MIN_SIZE)
+		die(EXIT_USAGE, "%s: '%s' is less than the %zu MiB that a pool needs", name, value,
+		    ZC_POOL_MIN_SIZE >> 20);
+}
+
+static void set_frame_size(struct zc_options *o, const char *name, const char *value)
+{
+	size_t size = size_of(name, value);
+	if (size < ZC_PAGE_MIN || size > ZC_PAGE_MAX || size & (size - 1))
+		die(EXIT_USAGE, "%s: '%s' is no power of two from 4K to 64K", name, value);
+	o->frame_size = (uint32_t)size;
 }
 
 struct flag_option {
@@ -148,6 +190,12 @@ static void set_mount_option(struct zc_options *o, char *opt)
 		o->threads = threads_of(opt, value);
 	else if (!strcmp(opt, "log"))
 		o->log = value;
+	else if (!strcmp(opt, "pool-size"))
+		set_pool_size(o, opt, value);
+	else if (!strcmp(opt, "frame-size"))
+		set_frame_size(o, opt, value);
+	else if (!strcmp(opt, "io"))
+		set_choice(&o->io, opt, value);
 	else
 		die(EXIT_USAGE, "-o %s: unknown option (see --help)", opt);
 }
@@ -158,11 +206,14 @@ static void set_mount_options(struct zc_options *o, char *list)
 		set_mount_option(o, opt);
 }
 
-enum { OPT_ENGINE = 256, OPT_TRANSPORT, OPT_LOCKS, OPT_READ_ONLY, OPT_ALLOW_OTHER, OPT_THREADS,
+enum { OPT_ENGINE = 256, OPT_POOL_SIZE, OPT_FRAME_SIZE, OPT_IO, OPT_TRANSPORT, OPT_LOCKS, OPT_READ_ONLY, OPT_ALLOW_OTHER, OPT_THREADS,
        OPT_LOG, OPT_FOREGROUND, OPT_READY_FD, OPT_CONTROL_PLANE, OPT_PROBE, OPT_VERSION, OPT_HELP };
 
 static const struct option long_options[] = {
 	{"engine", required_argument, NULL, OPT_ENGINE},
+	{"pool-size", required_argument, NULL, OPT_POOL_SIZE},
+	{"frame-size", required_argument, NULL, OPT_FRAME_SIZE},
+	{"io", required_argument, NULL, OPT_IO},
 	{"transport", required_argument, NULL, OPT_TRANSPORT},
 	{"locks", required_argument, NULL, OPT_LOCKS},
 	{"read-only", no_argument, NULL, OPT_READ_ONLY},
@@ -191,6 +242,12 @@ static void set_option(struct zc_options *o, int c, char *value)
 	switch (c) {
 	case OPT_ENGINE:
 		return set_choice(&o->engine, "engine", value);
+	case OPT_POOL_SIZE:
+		return set_pool_size(o, "--pool-size", value);
+	case OPT_FRAME_SIZE:
+		return set_frame_size(o, "--frame-size", value);
+	case OPT_IO:
+		return set_choice(&o->io, "io", value);
 	case OPT_TRANSPORT:
 		return set_choice(&o->transport, "transport", value);
 	case OPT_LOCKS:
@@ -414,6 +471,19 @@ static void raise_limits(void)
 	syscall(SYS_capset, &h, d);
 }
 
+static void make_pool(struct zc_session *s)
+{
+	struct zc_pool_options o = {.size = s->opt.pool_size, .frame_size = s->opt.frame_size,
+				    .io = s->opt.io};
+	int err = zc_pool_create(&o, &s->pool);
+	if (err == -ENOMEM)
+		die(EXIT_CANNOT, "--pool-size: there is no memory for a pool of %zu MiB",
+		    o.size >> 20);
+	if (err)
+		die(EXIT_CANNOT, "--engine pool: the pool cannot be made%s%s: %s",
+		    o.io ? " with --io " : "", o.io ? o.io : "", strerror(-err));
+}
+
 static void start(struct zc_session *s)
 {
 	char err[512];
@@ -426,6 +496,8 @@ static void start(struct zc_session *s)
 		    "would show itself without end; choose another", s->opt.mountpoint, s->opt.source);
 	if (r)
 		die(EXIT_CANNOT, "source %s: %s", s->opt.source, strerror(-r));
+	if (!strcmp(s->opt.engine, "pool"))
+		make_pool(s);
 	zc_choose_transport(s);
 	s->fd = zc_mount(&s->opt, err, sizeof(err));
 	if (s->fd < 0)
@@ -494,7 +566,8 @@ int main(int argc, char **argv)
 {
 	static struct zc_session s = {
 		.opt = {.engine = "auto", .transport = "auto", .locks = "source", .subtype = "zcfs",
-			.attr_timeout = 1, .entry_timeout = 1, .ready_fd = -1, .threads = 3},
+			.attr_timeout = 1, .entry_timeout = 1, .ready_fd = -1, .threads = 3,
+			.pool_size = (size_t)256 << 20, .frame_size = 16384},
 		.fd = -1,
 	};
 	/* descriptors 0 to 2 must be taken before anything of ours could land there */

@@ -278,6 +278,8 @@ int zc_op_SETATTR(struct zc_req *r)
 	bool begun = zc_change_begin(r->s, ino.i, path.fd);
 	err = set_attributes(r, ino.i, path.fd, in);
 	zc_change_end(r->s, ino.i, path.fd, begun);
+	if (in->valid & FATTR_SIZE)
+		zc_pool_changed(r->s, path.fd, 0, UINT64_MAX);
 	if (!err)
 		err = zc_stat_fd(path.fd, &stx);
 	if (err)

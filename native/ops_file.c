@@ -114,6 +114,7 @@ int zc_op_FALLOCATE(struct zc_req *r)
 	err = ZC_SYSI("fallocate",
 		      fallocate(fd, (int)in->mode, (off_t)in->offset, (off_t)in->length));
 	zc_change_end(r->s, file->inode, fd, begun);
+	zc_pool_changed(r->s, fd, in->offset, UINT64_MAX); /* some modes move what comes after */
 	return err;
 }
 
@@ -147,6 +148,7 @@ static ssize_t copy_range(struct zc_req *r)
 	ssize_t n = ZC_SYS("copy_file_range",
 			   copy_file_range(from, &off_in, to, &off_out, in->len, 0));
 	zc_change_end(r->s, out->inode, to, begun);
+	zc_pool_changed(r->s, to, in->off_out, in->off_out + in->len);
 	return n;
 }
 

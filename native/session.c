@@ -168,7 +168,7 @@ static uint64_t wanted_features(const struct zc_session *s)
 	want |= FUSE_POSIX_ACL | FUSE_DONT_MASK;
 	if (s->privileged)
 		want |= FUSE_HANDLE_KILLPRIV_V2 | FUSE_CREATE_SUPP_GROUP;
-	if (s->privileged && strcmp(s->opt.engine, "buffered"))
+	if (s->privileged && strcmp(s->opt.engine, "buffered") && strcmp(s->opt.engine, "pool"))
 		want |= FUSE_PASSTHROUGH;
 	if (s->transport == &zc_transport_uring)
 		want |= FUSE_OVER_IO_URING;
@@ -223,6 +223,10 @@ static void choose_engine(struct zc_session *s, uint64_t offered)
 	s->engine = &zc_engine_buffered;
 	if (!strcmp(s->opt.engine, "buffered"))
 		return;
+	if (!strcmp(s->opt.engine, "pool")) {
+		s->engine = &zc_engine_pool;
+		return;
+	}
 	if (!s->privileged)
 		zc_degrade(s, "passthrough", "not permitted without CAP_SYS_ADMIN: "
 			   "files are served through the daemon");

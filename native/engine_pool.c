@@ -1,0 +1,120 @@
+/* The pool engine: reads come by O_DIRECT into the daemon's pool and are answered from its frames;
+ * writes go through the pool to the disk. The source's page cache stays empty, and so does the
+ * mount's but for what is mapped.
+ *
+ * Every open file has a pool file of its own, made at its first READ or WRITE, outside the inode's
+ * lock; those of one inode share their frames. What the pool is not made for goes by the page cache
+ * of the source, and the frames are dropped: appends (the end is the source's to find) and writes
+ * that take set-id bits away (which needs this thread's own credentials).
+ */
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "ops.h"
+#include "pool/pool.h"
+#include "sys.h"
+
+static int pool_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
+		     struct fuse_open_out *out)
+{
+	(void)r;
+	(void)o;
+	if (fd < 0)
+		return -EAGAIN;
+	if (file->inode->fmt != S_IFREG)
+		return -EOPNOTSUPP;
+	out->open_flags |= FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
+	return 0;
+}
+
+static void pool_last_close(struct zc_session *s, struct zc_opened *o)
+{
+	(void)s;
+	(void)o;
+}
+
+static int pool_file_of(struct zc_req *r, struct zc_file *file, struct zc_pool_file **out)
+{
+	struct zc_pool_file *made, *none = NULL;
+	*out = atomic_load(&file->pool);
+	if (*out)
+		return 0;
+	int fd = zc_file_fd(r->s, file);
+	int err = fd < 0 ? fd : zc_pool_open(r->s->pool, fd, 0, &made);
+	if (err)
+		return err;
+	struct zc_pool_file_info info;
+	if (!zc_pool_file_info(made, &info) && !info.direct)
+		zc_degrade(r->s, "pool", "the source refuses O_DIRECT: files go through its page cache");
+	if (atomic_compare_exchange_strong(&file->pool, &none, made)) {
+		*out = made;
+	} else {
+		zc_pool_close(made);
+		*out = none;
+	}
+	return 0;
+}
+
+void zc_pool_file_done(struct zc_file *file)
+{
+	if (atomic_load(&file->pool))
+		zc_pool_close(atomic_load(&file->pool));
+}
+
+void zc_pool_changed(struct zc_session *s, int fd, uint64_t from, uint64_t to)
+{
+	struct zc_pool_file *file;
+	if (!s->pool || zc_pool_open(s->pool, fd, 0, &file))
+		return;
+	zc_pool_invalidate(file, from, to);
+	zc_pool_close(file);
+}
+
+static ssize_t pool_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at)
+{
+	struct zc_pool_file *pf;
+	int err = pool_file_of(r, file, &pf);
+	if (err)
+		return err;
+	zc_may_block(r->w);
+	ssize_t n = 0, got = 1;
+	while ((size_t)n < size && got > 0) { /* short before what cannot be read, too */
+		got = zc_pool_read(pf, (uint64_t)(at + n), r->out + n, size - (size_t)n);
+		n += got > 0 ? got : 0;
+	}
+	return got < 0 ? got : n;
+}
+
+static ssize_t past_the_pool(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
+			     off_t at)
+{
+	ssize_t n = zc_buffered_write(r, file, buf, size, at);
+	zc_pool_changed(r->s, zc_file_fd(r->s, file), 0, UINT64_MAX);
+	return n;
+}
+
+static ssize_t pool_write(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
+			  off_t at)
+{
+	const struct fuse_write_in *in = r->in;
+	struct zc_pool_file *pf;
+	if (file->flags & O_APPEND || in->write_flags & FUSE_WRITE_KILL_SUIDGID)
+		return past_the_pool(r, file, buf, size, at);
+	int err = pool_file_of(r, file, &pf);
+	if (err)
+		return err;
+	int sync = (file->flags & O_SYNC) == O_SYNC ? RWF_SYNC : file->flags & O_DSYNC ? RWF_DSYNC : 0;
+	return zc_pool_write(pf, (uint64_t)at, buf, size, sync);
+}
+
+const struct zc_engine zc_engine_pool = {
+	.name = "pool",
+	.index = 2,
+	.needs_fd = true,
+	.sees_data = true,
+	.open = pool_open,
+	.read = pool_read,
+	.write = pool_write,
+	.last_close = pool_last_close,
+};
