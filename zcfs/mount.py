@@ -32,6 +32,7 @@ from zcfs.mountinfo import Mount
 
 ENGINES = ("auto", "kernel", "pool", "buffered")
 TRANSPORTS = ("auto", "dev", "uring")
+IO = ("io_uring", "aio", "threads")
 LOCKS = ("source", "local")
 
 READY_TIMEOUT = 60.0  #: seconds for zcfsd to mount and answer
@@ -55,15 +56,17 @@ class Options:
     allow_other: bool = False
     threads: int | None = None
     log: str | None = None
+    pool_size: str | None = None  #: of the pool engine, as "256M"
+    frame_size: str | None = None  #: of its frames, "4K" to "64K"
+    io: str | None = None  #: how the pool reads the disk
     mount_options: tuple[str, ...] = ()  #: as after -o: "ro", "fsname=x", "engine=kernel"
 
     def arguments(self) -> list[str]:
-        """The daemon's command line for these options. UsageError for what is not built yet."""
-        if self.engine == "pool" or "engine=pool" in self.mount_options:
-            raise UsageError("the pool engine is not built yet: use --engine auto")
+        """The daemon's command line for these options."""
         args = []
         named = {"engine": self.engine, "transport": self.transport, "locks": self.locks,
-                 "threads": self.threads, "log": self.log}  # fmt: skip
+                 "threads": self.threads, "log": self.log, "pool-size": self.pool_size,
+                 "frame-size": self.frame_size, "io": self.io}  # fmt: skip
         for name, value in named.items():
             if value is not None:
                 args += [f"--{name}", str(value)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from zcfs import control, mountinfo
 from zcfs.errors import ZcfsError
-from zcfs.mount import ENGINES, LOCKS, TRANSPORTS, Options
+from zcfs.mount import ENGINES, IO, LOCKS, TRANSPORTS, Options
 from zcfs.mountinfo import Mount
 
 
@@ -20,6 +20,9 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     """The options of `mount` and `run`."""
     group = parser.add_argument_group("mount options")
     group.add_argument("--engine", choices=ENGINES, help="how file bytes are served")
+    group.add_argument("--pool-size", metavar="SIZE", help="memory of the pool engine (256M)")
+    group.add_argument("--frame-size", metavar="SIZE", help="of its frames, 4K to 64K (16K)")
+    group.add_argument("--io", choices=IO, help="how the pool reads the disk")
     group.add_argument("--transport", choices=TRANSPORTS, help="how requests reach the daemon")
     group.add_argument("--locks", choices=LOCKS, help="take locks on the source too, or locally")
     group.add_argument(
@@ -65,6 +68,9 @@ def mount_options(args: argparse.Namespace) -> Options:
     return Options(
         engine=args.engine,
         transport=args.transport,
+        pool_size=args.pool_size,
+        frame_size=args.frame_size,
+        io=args.io,
         locks=args.locks,
         read_only=args.read_only,
         allow_other=args.allow_other,
