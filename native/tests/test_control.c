@@ -77,6 +77,7 @@ void zc_relay_status(struct zc_relay *relay, struct zc_relay_status *out)
 
 const struct zc_engine zc_engine_kernel = {.name = "kernel", .index = 0};
 const struct zc_engine zc_engine_buffered = {.name = "buffered", .index = 1, .needs_fd = true};
+const struct zc_engine zc_engine_pool = {.name = "pool", .index = 2, .needs_fd = true};
 static const struct zc_transport transport = {.name = "dev"};
 
 /* The documents ---------------------------------------------------------------------------- */
