@@ -52,6 +52,8 @@ static bool data_changed(struct zc_session *s, struct zc_inode *inode, int fd, b
 	pthread_mutex_lock(lock);
 	bool changed = data_changed_locked(inode, fd, trust_young);
 	pthread_mutex_unlock(lock);
+	if (changed)
+		zc_pool_changed(s, fd, 0, UINT64_MAX);
 	return changed;
 }
 
@@ -103,8 +105,10 @@ void zc_attr_refresh(struct zc_session *s, struct zc_inode *inode)
 	bool changed = o && o->engine->sees_data &&
 		       data_changed_locked(inode, path.fd, true);
 	pthread_mutex_unlock(lock);
-	if (changed)
-		zc_notify_inval_data(s, zc_inode_id(s->inodes, inode));
+	if (!changed)
+		return;
+	zc_pool_changed(s, path.fd, 0, UINT64_MAX);
+	zc_notify_inval_data(s, zc_inode_id(s->inodes, inode));
 }
 
 bool zc_change_begin(struct zc_session *s, struct zc_inode *inode, int fd)

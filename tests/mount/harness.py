@@ -39,7 +39,7 @@ class Mode:
 
 
 MODES = [
-    Mode(engine, transport) for engine in ("kernel", "buffered") for transport in ("dev", "uring")
+    Mode(engine, transport) for engine in ("kernel", "pool", "buffered") for transport in ("dev", "uring")
 ]
 NEEDS = {"kernel": "passthrough", "uring": "fuse_io_uring"}  # names in the probe
 
