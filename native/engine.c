@@ -165,9 +165,8 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 		free(file);
 		return err;
 	}
-	file->holds_fd = atomic_load(&file->fd) >= 0;
-	if (file->holds_fd)
-		atomic_fetch_add(&s->open_fds, 1);
+	file->fds = (atomic_load(&file->fd) >= 0) + file->engine->more_fds;
+	atomic_fetch_add(&s->open_fds, file->fds);
 	if (!strcmp(s->opt.locks, "local"))
 		out->open_flags |= FOPEN_NOFLUSH;
 	return 0;
@@ -194,8 +193,7 @@ void zc_file_close(struct zc_session *s, struct zc_file *file)
 	}
 	free(o);
 	atomic_fetch_sub(&s->open_files[file->engine->index], 1);
-	if (file->holds_fd)
-		atomic_fetch_sub(&s->open_fds, 1);
+	atomic_fetch_sub(&s->open_fds, file->fds);
 	zc_pool_file_done(file);
 	if (atomic_load(&file->fd) >= 0)
 		close(atomic_load(&file->fd));

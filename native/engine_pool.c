@@ -112,6 +112,7 @@ const struct zc_engine zc_engine_pool = {
 	.name = "pool",
 	.index = 2,
 	.needs_fd = true,
+	.more_fds = 2, /* the pool's, with O_DIRECT and without */
 	.sees_data = true,
 	.open = pool_open,
 	.read = pool_read,

@@ -206,7 +206,7 @@ struct zc_file {
 	struct zc_inode *inode; /* holds a reference */
 	int flags;		/* the application's */
 	_Atomic int fd;		/* -1 until needed */
-	bool holds_fd;		/* counted in open_fds */
+	int fds;		/* counted in open_fds */
 	const struct zc_engine *engine;
 	struct zc_dir *dir;	/* directories */
 	struct zc_pool_file *_Atomic pool; /* pool engine; NULL until needed */
@@ -224,6 +224,7 @@ struct zc_engine {
 	const char *name;
 	unsigned index; /* in zc_session.open_files */
 	bool needs_fd;	/* every open file has a descriptor of its own, not only writers */
+	int more_fds;	/* that an open file takes beside it */
 	bool sees_data; /* reads and writes come to the daemon; what the kernel caches is ours to drop */
 	/* Under the inode lock; must not touch the disk. `fd`: a descriptor of the inode, or -1.
 	 * Fills open_flags and backing_id of the reply. -EAGAIN: call again with a descriptor;
