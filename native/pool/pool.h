@@ -92,7 +92,7 @@ struct zc_page {
 
 /* A shared borrow: the bytes stay as they are until it is released, whoever writes to the file.
  * -ERANGE: past the end of the file; -EBUSY: exclusively borrowed; -ENOBUFS: half of the pool is
- * borrowed, or there is no other room; -EIO, …: the disk's, for this page alone, and the next borrow
+ * borrowed, or what is borrowed leaves no room for this size of page; -EIO, …: the disk's, for this page alone, and the next borrow
  * tries again; -EAGAIN: 65535 borrows of this page are out. */
 int zc_page_borrow(struct zc_pool_file *file, uint64_t number, struct zc_page *page);
 /* Many at once; the missing ones are read in one batch. Each has its own `error`, and `data` NULL
@@ -151,7 +151,7 @@ int zc_pool_fsync(struct zc_pool_file *file, bool data_only);
 
 /* Sets the size, and drops what is behind it. */
 int zc_pool_truncate(struct zc_pool_file *file, uint64_t size);
-/* Somebody else has set the size (or fallocated): takes notice. */
+/* Somebody else has set the size: drops what is behind the smaller of both. */
 int zc_pool_truncated(struct zc_pool_file *file);
 /* Drops the cached pages that have bytes in from … to - 1, whatever their page size; borrowers keep
  * theirs. `to` UINT64_MAX: all to the end. */
@@ -177,7 +177,8 @@ struct zc_pool_stats {
 	uint64_t size;			    /* of the arena */
 	uint64_t frames[ZC_PAGE_CLASSES];   /* now: by class, used or not */
 	uint64_t used[ZC_PAGE_CLASSES];	    /* now: with a page in it */
-	uint64_t free_slabs;		    /* now: 2 MiB each, of no class yet */
+	uint64_t slab_size;		    /* frames of a class come in slabs of this many bytes */
+	uint64_t free_slabs;		    /* now: of no class */
 	uint64_t files;			    /* now: known, open or not */
 	bool huge_pages;		    /* the arena has them */
 };
