@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -27,6 +28,7 @@
 
 #define SQE128 (1u << 10)	     /* IORING_SETUP_SQE128, Linux 5.19 */
 #define URING_PARAMS 30		     /* words of struct io_uring_params */
+#define REGISTER_BUFFERS 0	     /* of io_uring_register */
 #define HUGE_PAGE (2u << 20)
 #define FILES_LEAST 4096
 
@@ -51,6 +53,7 @@ struct machine {
 	char release[65];
 	uint64_t caps; /* effective */
 	int ring_error, ring128_error;
+	int buffers_error; /* of registering one with a ring */
 	struct zc_probe_fuse fuse;
 	struct zc_probe_direct direct;
 };
@@ -160,6 +163,22 @@ static int try_ring(uint32_t flags)
 		return fd;
 	close(fd);
 	return 0;
+}
+
+/* 0, or -errno: may a ring have registered buffers? A page counts against the limit already. */
+static int try_buffers(void)
+{
+	static char page[4096] __attribute__((aligned(4096)));
+	struct iovec iov = {page, sizeof(page)};
+	uint32_t params[URING_PARAMS] = {0};
+	int fd = ZC_SYSI("io_uring_setup", syscall(SYS_io_uring_setup, 8, params));
+
+	if (fd < 0)
+		return fd;
+	int err = ZC_SYSI("io_uring_register", syscall(SYS_io_uring_register, fd,
+						       REGISTER_BUFFERS, &iov, 1));
+	close(fd);
+	return err;
 }
 
 static const char *filesystem_name(int fd)
@@ -357,12 +376,21 @@ static void ring_refused(int error, struct item *i)
 
 static void probe_io_uring(const struct machine *m, struct item *i)
 {
-	if (m->ring_error)
+	if (m->ring_error) {
 		ring_refused(m->ring_error, i);
-	else if (m->ring128_error)
+		return;
+	}
+	if (m->ring128_error)
 		say(i, YES, "without large entries (Linux 5.19), which FUSE over io_uring needs");
 	else
 		say(i, YES, "with large entries");
+	if (m->buffers_error)
+		say_more(i, "; buffers cannot be registered: %s: grant CAP_IPC_LOCK or raise "
+			 "`ulimit -l`", strerror(-m->buffers_error));
+	else
+		say_more(i, "; buffers can be registered%s", has_cap(m, CAP_IPC_LOCK) ?
+			 "" : " as far as memlock allows");
+	value(i, "%s", m->buffers_error ? "" : "registered buffers");
 }
 
 static void probe_aio(const struct machine *m, struct item *i)
@@ -763,6 +791,7 @@ static int look(const char *path, struct machine *m)
 	m->caps = own_caps();
 	m->ring_error = try_ring(0);
 	m->ring128_error = try_ring(SQE128);
+	m->buffers_error = try_buffers();
 	m->sample = zc_probe_sample(m->fd);
 	zc_probe_fuse(m->sample, &m->fuse);
 	if (m->sample >= 0)

@@ -76,8 +76,10 @@ def test_probe(site: Site) -> None:
     check("probe", document)
     names = {row["name"] for row in document["checks"]}
     wanted = {"fuse", "passthrough", "io_uring", "fuse_io_uring", "o_direct", "memlock"}
-    assert wanted | {"huge_pages", "dma_bounce", "control_plane"} <= names
+    assert wanted | {"huge_pages", "dma_bounce", "control_plane", "linux_aio"} <= names
     assert all(row["reason"] for row in document["checks"])
+    ring = next(row for row in document["checks"] if row["name"] == "io_uring")
+    assert not ring["granted"] or "registered" in ring["reason"]
 
 
 def test_probe_for_people_has_a_line_a_check(site: Site) -> None:
