@@ -38,8 +38,8 @@ static bool is_direct(int fd)
 	return flags < 0 || flags & O_DIRECT;
 }
 
-/* A direct transfer stops at an odd place only where the file ends. If the file has grown since, its
- * rest may be there, but memory that is not page aligned must not go to a device. */
+/* A direct transfer stops at an odd place only where the file ends. If the file has grown since,
+ * its rest may be there, but memory that is not page aligned must not go to a device. */
 static bool may_continue(const struct zc_io_req *r, size_t got)
 {
 	return got < r->len && (got % ZC_IO_PAGE == 0 || !is_direct(r->fd));

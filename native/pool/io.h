@@ -2,9 +2,9 @@
  *
  * A batch of reads and writes is submitted together and waited for together, or polled.
  *
- * A back end belongs to one thread: anybody may create it, and the thread that submits first is the
- * only one that may submit, reap and destroy from then on (io_uring binds a ring to its thread).
- * Each thread that does I/O has one of its own.
+ * A back end is used by one thread at a time: the thread that submitted reaps, until nothing is
+ * under way; then another may have it. Creation and, with nothing under way, destruction are any
+ * thread's. One that stays with its thread is the fastest (io_uring can bind a ring to a thread).
  *
  * A registered arena is pinned: all of its memory is there from create() on. Until the last back
  * end that was created with it is destroyed it must stay mapped where it is, and no hole may be

@@ -1,8 +1,13 @@
 /* Disk I/O by io_uring, with the arena as registered buffers where memlock or CAP_IPC_LOCK allows.
  *
- * A back end owns one ring. The ring starts disabled; the thread that submits first enables it and
- * is its issuer from then on. Completions are posted when that thread enters the kernel
- * (DEFER_TASKRUN), so polling looks at the ring's flags first and enters only if something is there.
+ * A back end owns one ring. The ring starts disabled; the thread that submits first enables it, and
+ * it is bound to that thread, where the kernel can do so: then completions are posted when the
+ * thread enters the kernel, and nowhere else (DEFER_TASKRUN). When another thread submits, the ring
+ * is replaced, once, by one that any thread may use. Polling looks at the ring's flags and enters
+ * the kernel only if something is there.
+ *
+ * The ring's descriptor is not registered (IORING_REGISTER_RING_FDS): that belongs to the thread,
+ * and would keep the ring and the pinned arena until it ends.
  *
  * Pinning an arena takes long and counts against memlock, so it is done once: a ring that does
  * nothing else holds the registration, and the others clone it (Linux 6.12; before, each pins for
@@ -10,6 +15,7 @@
  */
 #include <liburing.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -65,7 +71,8 @@ struct zc_io {
 	unsigned depth, used; /* slots */
 	unsigned finished;    /* done and not yet reported by reap() */
 	unsigned prepared;    /* entries ever filled in */
-	bool enabled;
+	unsigned owner;	      /* thread that submitted last; 0: none yet */
+	bool bound;	      /* ... and nobody else may use the ring */
 	int bell;
 	char *arena; /* NULL: not registered */
 	size_t arena_len;
@@ -202,22 +209,25 @@ static int buffer_index(const struct zc_io *io, const char *buf, size_t len)
 
 /* Creation -------------------------------------------------------------------------------- */
 
-static int setup(struct zc_io *io)
+/* From the first wish that the kernel grants. */
+static int setup(struct zc_io *io, struct io_uring *ring, bool may_bind)
 {
 	static const unsigned wishes[] = {
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
 			IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
 		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
 		0,
 	};
 	int err = -EINVAL;
 
-	for (size_t k = 0; k < sizeof(wishes) / sizeof(wishes[0]) && err == -EINVAL; k++) {
+	for (size_t k = !may_bind; k < sizeof(wishes) / sizeof(wishes[0]) && err == -EINVAL; k++) {
 		struct io_uring_params p = {.flags = wishes[k] | IORING_SETUP_R_DISABLED};
 		err = ZC_SYSI("io_uring_setup",
-			      in_errno(io_uring_queue_init_params(io->depth, &io->ring, &p)));
+			      in_errno(io_uring_queue_init_params(io->depth, ring, &p)));
+		if (err)
+			continue;
 		io->entries = p.sq_entries;
+		io->bound = k == 0;
 	}
 	return err;
 }
@@ -235,7 +245,7 @@ static int uring_create(void *arena, size_t arena_len, unsigned depth, struct zc
 		io->slots[i].next_free = io->free;
 		io->free = &io->slots[i];
 	}
-	int err = setup(io);
+	int err = setup(io, &io->ring, true);
 	if (err) {
 		free(io);
 		return err;
@@ -251,20 +261,72 @@ static int uring_create(void *arena, size_t arena_len, unsigned depth, struct zc
 	return 0;
 }
 
-/* In the thread that is to be the issuer. */
-static int enable(struct zc_io *io)
+/* Threads --------------------------------------------------------------------------------- */
+
+/* A number for the calling thread that no other ever has. */
+static unsigned self(void)
+{
+	static atomic_uint last;
+	static _Thread_local unsigned me;
+
+	if (!me)
+		me = atomic_fetch_add(&last, 1) + 1;
+	return me;
+}
+
+/* A ring that is bound is bound to the thread that does this. */
+static int enable(struct io_uring *ring)
 {
 	/* liburing has a function for it, which its 2.1 to 2.3 do not export */
-	int err = ZC_SYSI("io_uring_register", syscall(SYS_io_uring_register, io->ring.ring_fd,
-						       IORING_REGISTER_ENABLE_RINGS, NULL, 0));
+	return ZC_SYSI("io_uring_register", syscall(SYS_io_uring_register, ring->ring_fd,
+						    IORING_REGISTER_ENABLE_RINGS, NULL, 0));
+}
+
+/* The arena too is registered with the new ring, or with none. */
+static void move_arena(struct zc_io *io, struct io_uring *to)
+{
+	if (!io->arena)
+		return;
+	if (io->pinned ? clone_from(io->pinned, to) : register_chunks(to, io->arena, io->arena_len))
+		io->arena = NULL;
+}
+
+static int ring_bell_of(const struct zc_io *io, struct io_uring *ring)
+{
+	return io->bell < 0 ? 0 : ZC_SYSI("io_uring_register",
+					  in_errno(io_uring_register_eventfd(ring, io->bell)));
+}
+
+/* A ring for all threads in place of one that is bound to another. */
+static int replace(struct zc_io *io)
+{
+	struct io_uring ring;
+	int err = io->used ? -EBUSY : setup(io, &ring, false);
 
 	if (err)
 		return err;
-#ifdef ZC_URING_RING_FD
-	io_uring_register_ring_fd(&io->ring); /* saves a look-up per call where it is granted */
-#endif
-	io->enabled = true;
+	err = ring_bell_of(io, &ring);
+	if (!err)
+		err = enable(&ring);
+	if (err) {
+		io_uring_queue_exit(&ring);
+		io->bound = true;
+		return err;
+	}
+	move_arena(io, &ring);
+	io_uring_queue_exit(&io->ring);
+	io->ring = ring;
 	return 0;
+}
+
+/* Makes the ring the calling thread's. */
+static int take_over(struct zc_io *io)
+{
+	int err = !io->owner ? enable(&io->ring) : io->bound ? replace(io) : 0;
+
+	if (!err)
+		io->owner = self();
+	return err;
 }
 
 /* Submission ------------------------------------------------------------------------------ */
@@ -382,7 +444,7 @@ static void start(struct zc_io *io)
 
 static int uring_submit(struct zc_io *io, struct zc_io_req **reqs, unsigned n)
 {
-	int err = io->enabled ? 0 : enable(io);
+	int err = io->owner == self() ? 0 : take_over(io);
 
 	if (err)
 		return err;
@@ -455,7 +517,7 @@ static int uring_reap(struct zc_io *io, unsigned min)
 {
 	int err = 0;
 
-	if (!io->enabled)
+	if (!io->owner)
 		return 0;
 	harvest(io);
 	while (!err && io->finished < min && io->used) {

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -426,6 +427,55 @@ static void one_io_submit_fails(void)
 	kind->destroy(io);
 }
 
+static void *one_batch(void *io)
+{
+	EXPECT_IS(run(io, 16), 16);
+	return NULL;
+}
+
+static void in_another_thread(struct zc_io *io)
+{
+	pthread_t t;
+
+	EXPECT_IS(pthread_create(&t, NULL, one_batch, io), 0);
+	pthread_join(t, NULL);
+}
+
+/* A back end goes from hand to hand, and a call fails on the way. */
+static void handed_on(void)
+{
+	struct zc_io *io = make(8);
+	bool registered = kind->registered(io);
+	int bell = kind->event_fd(io);
+
+	read_pages(16, arena);
+	for (int i = 0; i < 5; i++)
+		in_another_thread(io);
+	EXPECT_IS(run(io, 16), 16);
+	in_another_thread(io);
+	EXPECT_IS(kind->registered(io), registered);
+	kind->reap(io, 0);
+	kind->submit(io, list, 1);
+	EXPECT(readable(bell, 5000));
+	EXPECT_IS(kind->reap(io, 1), 1);
+	kind->destroy(io);
+
+	static const char *const calls[] = {"io_uring_setup", "io_uring_register"};
+	for (int i = 0; i < 6; i++) {
+		io = make(8);
+		kind->event_fd(io);
+		read_pages(16, arena);
+		in_another_thread(io);
+		zc_fault_arm(calls[i % 2], 1 + i / 2, EPERM, 0);
+		if (kind->submit(io, list, 16))
+			EXPECT_IS(run(io, 16), 16); /* the next time it works */
+		else
+			EXPECT_IS(kind->reap(io, 16), 16);
+		zc_fault_arm("", 0, 0, 0);
+		kind->destroy(io);
+	}
+}
+
 static void shared_arena(void)
 {
 	struct zc_io *a = make(4), *b = make(4);
@@ -600,7 +650,7 @@ static void set_up(void)
 static void (*const tests[])(void) = {
 	batches, memory_outside, end_of_file, short_reads_go_on, writes, fails_alone,
 	bad_descriptor, interleaved, destroyed_under_way, rings_the_bell, calls_fail,
-	one_io_submit_fails, shared_arena, large_arena, no_memlock, wrong_arguments,
+	one_io_submit_fails, handed_on, shared_arena, large_arena, no_memlock, wrong_arguments,
 	chosen_by_name, every_call_fails,
 };
 
