@@ -56,14 +56,24 @@ void zc_ahead_marked(struct zc_pool_file *f)
 	ask(f, from, clamp_window(f, 2 * (uint64_t)atomic_load(&f->ahead_window)));
 }
 
+/* What a stream had asked for, less what it came to by itself meanwhile. */
+static uint64_t overtaken(const struct zc_ahead *a)
+{
+	uint64_t at = atomic_load(&a->file->ahead_next) >> a->file->view->shift;
+	if (!a->marked || at <= a->first)
+		return 0;
+	return at - a->first < a->count ? at - a->first : a->count;
+}
+
 static void serve(struct zc_pool *p, const struct zc_ahead *a)
 {
 	struct zc_want w[ZC_BATCH];
-	for (uint64_t done = 0; done < a->count;) {
+	enum zc_get how = a->marked ? ZC_GET_STREAM : ZC_GET_AHEAD;
+	for (uint64_t done = overtaken(a); done < a->count; how = ZC_GET_AHEAD) {
 		unsigned n = 0;
 		for (; n < ZC_BATCH && done < a->count; n++, done++)
 			w[n] = (struct zc_want){.page = a->first + done};
-		zc_pages_get(a->file, w, n, a->marked && done <= ZC_BATCH ? ZC_GET_STREAM : ZC_GET_AHEAD);
+		zc_pages_get(a->file, w, n, how);
 		pthread_mutex_lock(&p->ahead_lock);
 		bool stop = p->ahead_stop;
 		pthread_mutex_unlock(&p->ahead_lock);
@@ -93,6 +103,17 @@ static void *run(void *arg)
 	return NULL;
 }
 
+/* A stream has one request at a time in the queue: its last. NULL: none. */
+static struct zc_ahead *queued_stream(struct zc_pool *p, const struct zc_pool_file *f)
+{
+	for (unsigned i = 0; i < p->ahead_count; i++) {
+		struct zc_ahead *a = &p->ahead[(p->ahead_head + i) % ZC_AHEAD_QUEUE];
+		if (a->file == f && a->marked)
+			return a;
+	}
+	return NULL;
+}
+
 int zc_ahead_push(struct zc_pool_file *f, uint64_t first, uint64_t count, bool marked)
 {
 	struct zc_pool *p = f->pool;
@@ -102,7 +123,11 @@ int zc_ahead_push(struct zc_pool_file *f, uint64_t first, uint64_t count, bool m
 		err = -pthread_create(&p->ahead_thread, NULL, run, p);
 		p->ahead_running = !err;
 	}
-	if (!err && p->ahead_count < ZC_AHEAD_QUEUE) {
+	struct zc_ahead *queued = marked ? queued_stream(p, f) : NULL;
+	if (queued) {
+		queued->first = first;
+		queued->count = count;
+	} else if (!err && p->ahead_count < ZC_AHEAD_QUEUE) {
 		unsigned at = (p->ahead_head + p->ahead_count++) % ZC_AHEAD_QUEUE;
 		atomic_fetch_add(&f->refs, 1);
 		p->ahead[at] = (struct zc_ahead){f, first, count, marked};

@@ -70,6 +70,18 @@ static int make_memfd(struct zc_pool *p)
 	return read_fd < 0 ? read_fd : 0;
 }
 
+/* Huge pages, where the kernel grants them: for slabs that have some memory already, and before an I/O
+ * back end pins the arena, which also gives it all of its memory. */
+static void ask_huge(struct zc_pool *p)
+{
+	for (size_t at = 0; at < p->arena_len; at += ZC_SLAB_SIZE) {
+		*(volatile uint8_t *)(p->arena + at) = 0;
+		if (ZC_SYSI("madvise", madvise(p->arena + at, ZC_SLAB_SIZE, MADV_COLLAPSE)))
+			return;
+		p->huge = true;
+	}
+}
+
 static void list_push(struct zc_pool *p, struct zc_slab_list *l, uint32_t i)
 {
 	struct zc_slab *s = &p->slabs[i];
@@ -135,6 +147,8 @@ int zc_arena_create(struct zc_pool *p, size_t len)
 	int err = make_memfd(p);
 	if (!err)
 		err = make_frames(p);
+	if (!err)
+		ask_huge(p);
 	for (unsigned c = 0; !err && c < ZC_PAGE_CLASSES; c++)
 		err = make_class(p, c);
 	return err;
@@ -157,18 +171,6 @@ void zc_arena_destroy(struct zc_pool *p)
 
 /* slabs --------------------------------------------------------------------------------------- */
 
-/* A huge page, where the kernel grants one. It takes no more memory than the slab will. */
-static void ask_huge(struct zc_pool *p, uint32_t i)
-{
-	void *at = p->arena + (size_t)i * ZC_SLAB_SIZE;
-	if (p->slab_units != ZC_SLAB_UNITS)
-		return;
-	if (!p->no_huge && !ZC_SYSI("madvise", madvise(at, ZC_SLAB_SIZE, MADV_COLLAPSE)))
-		p->huge = true;
-	else
-		p->no_huge = !p->huge;
-}
-
 static bool slab_assign(struct zc_pool *p, unsigned class)
 {
 	uint32_t i = p->free_slabs.head;
@@ -177,9 +179,6 @@ static bool slab_assign(struct zc_pool *p, unsigned class)
 	struct zc_slab *s = &p->slabs[i];
 	struct zc_class *c = &p->classes[class];
 	list_remove(p, &p->free_slabs, i);
-	if (!s->touched)
-		ask_huge(p, i);
-	s->touched = true;
 	s->class = (uint8_t)class;
 	s->free = s->total = (uint16_t)(p->slab_units >> class);
 	for (unsigned b = 0; b < s->total; b++)

@@ -74,7 +74,7 @@ struct zc_slab {
 	uint32_t prev, next;		   /* slabs of the class with free frames, or free slabs */
 	uint16_t free, total;
 	uint8_t class;
-	bool listed, touched; /* in one of the lists; had a class before */
+	bool listed; /* in one of the lists */
 };
 
 struct zc_slab_list {
@@ -207,7 +207,7 @@ struct zc_pool {
 	int arena_fd, read_fd;
 	void *mapping;
 	size_t mapping_len;
-	bool huge, no_huge; /* huge pages were granted; refused at first */
+	bool huge; /* huge pages were granted */
 };
 
 /* helpers ---------------------------------------------------------------------------------- */

@@ -12,7 +12,7 @@
 
 #define NONE ZC_NO_FRAME
 #define TODO 1 /* an `error` that is none yet */
-#define IOS_MOST 64
+#define IOS_MOST 32 /* batches on the way at a time */
 #define ROUNDS 4     /* of reading what came back short or failed together with others */
 #define CLAIM_PART 16 /* of the arena, claimed at once at most */
 #define PREFETCH 16   /* pages whose memory is asked for before it is looked at */
@@ -324,6 +324,8 @@ static void publish(struct round *r, struct zc_fill *fill)
 		w->error = !stale ? fill->error : pin ? TODO : -EAGAIN;
 		return;
 	}
+	if (!pin)
+		zc_rnode_set_access(&frame->r, ZC_ACCESS_AHEAD);
 	zc_frame_publish(p, fill->frame, fill->valid, pin);
 	pinned(w, fill->frame, atomic_load(&frame->state));
 	w->fresh = true;

@@ -142,18 +142,19 @@ bool zc_touch(struct zc_pool *p, uint32_t frame)
 {
 	struct zc_rnode *r = &p->frames[frame].r;
 	uint8_t a = atomic_load_explicit(&r->access, memory_order_relaxed);
-	bool mark = a & ZC_ACCESS_MARK;
-	a &= (uint8_t)~ZC_ACCESS_MARK;
-	if (mark || a < ZC_ACCESS_MOST)
-		atomic_store_explicit(&r->access, a < ZC_ACCESS_MOST ? (uint8_t)(a + 1) : a,
-				      memory_order_relaxed);
+	if (a != ZC_ACCESS_MOST) {
+		uint8_t count = a & ZC_ACCESS_COUNT;
+		if (!(a & ZC_ACCESS_AHEAD) && count < ZC_ACCESS_MOST)
+			count++;
+		atomic_store_explicit(&r->access, count, memory_order_relaxed);
+	}
 	if (p->policy->hit) {
 		pthread_mutex_lock(&p->lock);
 		if (r->queue)
 			p->policy->hit(p->classes[r->class].replace, frame);
 		pthread_mutex_unlock(&p->lock);
 	}
-	return mark;
+	return a & ZC_ACCESS_MARK;
 }
 
 /* under the lock ------------------------------------------------------------------------------ */

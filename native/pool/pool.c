@@ -28,7 +28,7 @@ static int choose_io(const struct zc_pool_options *o, const struct zc_io_kind **
 {
 	static const struct zc_io_kind *const kinds[] = {&zc_io_uring, &zc_io_aio, &zc_io_threads};
 	char why[160];
-	bool known = !o->io;
+	bool known = !o->io || !strcmp(o->io, "auto");
 	for (unsigned i = 0; o->io && i < sizeof(kinds) / sizeof(kinds[0]); i++)
 		known |= !strcmp(kinds[i]->name, o->io);
 	if (!known)

@@ -33,7 +33,7 @@ struct zc_pool_file;
 struct zc_pool_options {
 	size_t size;	     /* of the frames and what manages them; memory stays below it + 64 MiB */
 	uint32_t frame_size; /* page size of files opened with page size 0; 0: 16 KiB */
-	const char *io;	     /* name of the I/O back end (io.h); NULL: the best that works */
+	const char *io;	     /* name of the I/O back end (io.h); NULL, "auto": the best that works */
 	const char *policy;  /* "s3fifo", "clock", "lru", "wtinylfu"; NULL: s3fifo */
 };
 

@@ -155,7 +155,8 @@ static void s3fifo_insert(struct zc_replace *r, uint32_t i)
 {
 	struct s3fifo *f = (struct s3fifo *)r;
 	uint32_t pages = f->q[Q_SMALL].count + f->q[Q_MAIN].count + 1;
-	bool known = zc_ghost_take(&f->ghost, zc_rnode(&f->c, i)->hash, pages);
+	struct zc_rnode *n = zc_rnode(&f->c, i);
+	bool known = !zc_rnode_is_ahead(n) && zc_ghost_take(&f->ghost, n->hash, pages);
 	s3fifo_append(f, i, known ? Q_MAIN : Q_SMALL);
 }
 

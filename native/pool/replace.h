@@ -16,7 +16,9 @@
 
 #define ZC_NO_FRAME UINT32_MAX
 #define ZC_ACCESS_MOST 3u    /* hits are counted up to this */
-#define ZC_ACCESS_MARK 0x80u /* the owner's, policies leave it alone */
+#define ZC_ACCESS_MARK 0x80u  /* the owner's */
+#define ZC_ACCESS_AHEAD 0x40u /* nobody asked for the page yet: the first hit is no second use */
+#define ZC_ACCESS_COUNT 0x0fu
 
 struct zc_rnode {
 	uint32_t prev, next, hash; /* `hash`: of the page's key, set by the owner before insert */
@@ -69,10 +71,15 @@ static inline struct zc_rnode *zc_rnode(const struct zc_replace_config *c, uint3
 
 static inline uint8_t zc_rnode_access(const struct zc_rnode *n)
 {
-	return atomic_load_explicit(&n->access, memory_order_relaxed) & (uint8_t)~ZC_ACCESS_MARK;
+	return atomic_load_explicit(&n->access, memory_order_relaxed) & ZC_ACCESS_COUNT;
 }
 
-/* The mark goes too: nobody has come that far. */
+static inline bool zc_rnode_is_ahead(const struct zc_rnode *n)
+{
+	return atomic_load_explicit(&n->access, memory_order_relaxed) & ZC_ACCESS_AHEAD;
+}
+
+/* Mark and all. */
 static inline void zc_rnode_set_access(struct zc_rnode *n, uint8_t access)
 {
 	atomic_store_explicit(&n->access, access, memory_order_relaxed);

@@ -13,6 +13,7 @@
 
 #define NONE ZC_NO_FRAME
 #define WINDOW_PERCENT 1
+#define WINDOW_SLACK 64 /* pages that come between two evictions */
 #define PROTECTED_PERCENT 80 /* of the main part */
 #define ROWS 4
 #define COUNT_MOST 15
@@ -98,7 +99,8 @@ static void tinylfu_remove(struct zc_replace *r, uint32_t i)
 static void tinylfu_insert(struct zc_replace *r, uint32_t i)
 {
 	struct tinylfu *f = (struct tinylfu *)r;
-	count(f, zc_rnode(&f->c, i)->hash);
+	if (!zc_rnode_is_ahead(zc_rnode(&f->c, i)))
+		count(f, zc_rnode(&f->c, i)->hash);
 	append(f, i, Q_WINDOW);
 }
 
@@ -162,12 +164,21 @@ static uint32_t evict_any(struct tinylfu *f, zc_replace_take *take, void *ctx)
 	return NONE;
 }
 
+/* While there was room for all, nobody had to leave the window. */
+static void settle(struct tinylfu *f, uint64_t share)
+{
+	while (f->q[Q_WINDOW].count > 2 * share + WINDOW_SLACK)
+		move(f, f->q[Q_WINDOW].oldest, Q_PROBATION);
+}
+
 static uint32_t tinylfu_evict(struct zc_replace *r, zc_replace_take *take, void *ctx)
 {
 	struct tinylfu *f = (struct tinylfu *)r;
 	uint32_t pages = f->q[Q_WINDOW].count + f->q[Q_PROBATION].count + f->q[Q_PROTECTED].count;
+	uint64_t share = (uint64_t)pages * WINDOW_PERCENT / 100;
+	settle(f, share);
 	for (uint32_t looks = pages; looks--;) {
-		bool window_full = f->q[Q_WINDOW].count > (uint64_t)pages * WINDOW_PERCENT / 100;
+		bool window_full = f->q[Q_WINDOW].count > share;
 		uint32_t candidate = window_full ? f->q[Q_WINDOW].oldest : NONE;
 		uint32_t victim = victim_of_main(f);
 		if (candidate != NONE)

@@ -58,8 +58,15 @@ static int event_fd(struct zc_io *io)
 	return -1;
 }
 
-#define KIND(symbol, its_name) \
-	const struct zc_io_kind symbol = {its_name, create, destroy, submit, reap, event_fd}
+static bool registered(const struct zc_io *io)
+{
+	(void)io;
+	return false;
+}
+
+#define KIND(symbol, its_name)                                                          \
+	const struct zc_io_kind symbol = {its_name, create, destroy, submit, reap, event_fd, \
+					  registered}
 
 KIND(zc_io_uring, "io_uring");
 KIND(zc_io_aio, "aio");

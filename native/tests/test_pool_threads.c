@@ -1,6 +1,6 @@
 /* The pool under many threads: readers, borrowers, writers, those who change pages in place and those
  * who throw everything out, all on the same few files and in a pool that is too small for them. Takes
- * a directory to work in and seconds to do it. */
+ * a directory to work in, seconds for each policy, and the name of an I/O back end. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -20,9 +20,11 @@
 #define PAGE 4096u
 #define PAGES 4096u /* of the file whose pages are whole: twice the pool */
 #define THREADS 8
+#define SKIPPED 77 /* to meson */
 #define SHARED (300u << 10) /* bytes of the file that all write to, each its own */
 
 static struct zc_pool *pool;
+static const char *io;
 static int dir, pages_fd, shared_fd;
 static _Atomic bool stop;
 static _Atomic uint64_t generation = 1, work[8];
@@ -32,6 +34,7 @@ struct thread {
 	unsigned number;
 	uint64_t random;
 	uint64_t *seen; /* generation of each page, as last read: it never goes back */
+	char *buf;	/* of 64 pages */
 	uint8_t *mine;	/* what the shared file must have at our places */
 };
 
@@ -122,7 +125,7 @@ static void borrow_some(struct thread *t, struct zc_pool_file *f, unsigned size)
 
 static void read_some(struct thread *t, struct zc_pool_file *f)
 {
-	static _Thread_local char buf[64 * PAGE];
+	char *buf = t->buf;
 	uint64_t n = rnd(t, PAGES - 64), count = 1 + rnd(t, 63);
 	EXPECT_IS(zc_pool_read(f, n * PAGE, buf, count * PAGE), count * PAGE);
 	work[2]++;
@@ -277,12 +280,17 @@ static unsigned long count(unsigned kind)
 	return (unsigned long)atomic_exchange(&work[kind], 0);
 }
 
-static void test_mixed(const char *policy, unsigned seconds)
+static bool test_mixed(const char *policy, unsigned seconds)
 {
-	struct zc_pool_options o = {.size = 8 * MIB, .policy = policy};
+	struct zc_pool_options o = {.size = 8 * MIB, .policy = policy, .io = io};
 	struct thread threads[THREADS];
 	uint64_t words[PAGE / 8];
-	EXPECT_IS(zc_pool_create(&o, &pool), 0);
+	int err = zc_pool_create(&o, &pool);
+	if (err == -ENOTSUP) { /* this back end does not work here */
+		printf("no %s\n", io);
+		return false;
+	}
+	EXPECT_IS(err, 0);
 	pages_fd = openat(dir, "pages", O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600);
 	shared_fd = openat(dir, "shared", O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600);
 	for (uint64_t i = 0; i < PAGES; i++) {
@@ -294,6 +302,7 @@ static void test_mixed(const char *policy, unsigned seconds)
 		threads[i] = (struct thread){.number = i, .random = 88172645463325252ULL + i * 7919};
 		threads[i].seen = calloc(PAGES, sizeof(uint64_t));
 		threads[i].mine = calloc(1, SHARED);
+		threads[i].buf = malloc(64 * PAGE);
 		pthread_create(&threads[i].t, NULL, run, &threads[i]);
 	}
 	sleep(seconds);
@@ -312,9 +321,11 @@ static void test_mixed(const char *policy, unsigned seconds)
 	for (unsigned i = 0; i < THREADS; i++) {
 		free(threads[i].seen);
 		free(threads[i].mine);
+		free(threads[i].buf);
 	}
 	close(pages_fd);
 	close(shared_fd);
+	return true;
 }
 
 /* One page, everybody at once, again and again: it is read from the disk once each time. */
@@ -338,7 +349,7 @@ static void *all_at_once(void *arg)
 
 static void test_one_read(void)
 {
-	struct zc_pool_options o = {.size = 16 * MIB};
+	struct zc_pool_options o = {.size = 16 * MIB, .io = io};
 	pthread_t t[THREADS];
 	EXPECT_IS(zc_pool_create(&o, &pool), 0);
 	int fd = openat(dir, "pages", O_RDWR | O_CLOEXEC);
@@ -355,9 +366,15 @@ static void test_one_read(void)
 	zc_pool_close(f);
 	struct zc_pool_stats st;
 	zc_pool_statistics(pool, &st);
+	for (int i = 0; i < 1000 && st.bytes_read < st.used[0] * PAGE; i++) {
+		usleep(1000); /* some are still being read ahead */
+		zc_pool_statistics(pool, &st);
+	}
 	EXPECT(st.misses <= 300);
+	EXPECT_IS(st.evictions, 0);
+	EXPECT_IS(st.used[0], st.misses + st.readahead); /* none twice */
+	EXPECT_IS(st.bytes_read, st.used[0] * PAGE);
 	EXPECT_IS(zc_pool_destroy(pool), 0);
-	EXPECT(st.bytes_read <= (300 + 256) * PAGE); /* and some ahead */
 	close(fd);
 }
 
@@ -365,13 +382,16 @@ int main(int argc, char **argv)
 {
 	char path[200];
 	unsigned seconds = argc > 2 ? (unsigned)atoi(argv[2]) : 3;
+	io = argc > 3 ? argv[3] : NULL;
 	dir = harness_dir(argc > 1 ? argv[1] : "/tmp", path, sizeof(path));
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (unsigned i = 0; i < 64; i++)
 		pthread_mutex_init(&page_lock[i], NULL);
-	for (unsigned i = 0; zc_pool_policy(i); i++)
-		test_mixed(zc_pool_policy(i), seconds);
-	test_one_read();
+	bool works = true;
+	for (unsigned i = 0; works && zc_pool_policy(i); i++)
+		works = test_mixed(zc_pool_policy(i), seconds);
+	if (works)
+		test_one_read();
 	harness_dir_end(dir, path);
-	return harness_end();
+	return works ? harness_end() : SKIPPED;
 }
