@@ -156,6 +156,15 @@ def can_lock(fd: int, kind: int = fcntl.F_WRLCK, start: int = 0, length: int = 0
     return True
 
 
+def can_lease(fd: int, kind: int = fcntl.F_RDLCK) -> bool:
+    """Take a lease; a read lease is given when nobody has the file open for writing."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def wait_for(what: str, true: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until a condition holds that no descriptor announces."""
     deadline = time.monotonic() + seconds

@@ -16,7 +16,7 @@ import pytest
 from . import harness
 from .guard import stacks, umount
 from .harness import Mount
-from .linux import FIFREEZE, PATIENCE, Child, blocks_in_kernel, kill_all, lock, opened, wait_for
+from .linux import FIFREEZE, PATIENCE, Child, blocks_in_kernel, can_lease, kill_all, lock, opened, wait_for
 from .posix import pattern
 
 PROMPT = 15.0  # seconds within which what is not slow must be done, on a busy machine
@@ -139,14 +139,6 @@ def test_source_that_hangs_in_part(mount: Callable[..., Mount]) -> None:
     finally:
         umount(str(source / "below/slow"), 2)
         harness.stop_process(process)
-
-
-def can_lease(fd: int, kind: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def hold_lease(path: Path, told: int, kind: int) -> None:

@@ -18,12 +18,14 @@ from ..linux import (
     FS_NODUMP_FL,
     Child,
     call,
+    can_lease,
     get_flags,
     opened,
     run_child,
     set_flags,
     statx,
     syncfs,
+    wait_for,
 )
 from . import Tree, as_user, check, each_fails, fails, pattern
 
@@ -373,7 +375,10 @@ def program_in_use(t: Tree) -> None:
                 results.append(errno.errorcode[error.errno or 0])
         return results
 
-    assert attempt(str(t / "sleep")) == attempt(str(t.source / "sleep"))
+    on_mount = attempt(str(t / "sleep"))
+    with opened(t.source / "sleep", os.O_RDONLY) as fd:
+        wait_for("the daemon has closed it", lambda: can_lease(fd))
+    assert on_mount == attempt(str(t.source / "sleep"))
 
 
 @check()
