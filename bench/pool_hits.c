@@ -1,5 +1,5 @@
 /* Pool hits from C: random pages of a file that is wholly in the pool, borrowed and released, one at a
- * time and in batches; the first word of each is read. Prints JSON.
+ * time and in batches; one word somewhere in each is read. Prints JSON.
  *
  *     pool_hits FILE MIB PAGE_SIZE BATCH THREADS SECONDS
  *
@@ -22,6 +22,7 @@
 static struct zc_pool *pool;
 static struct zc_pool_file *file;
 static uint64_t pages;
+static size_t page_size;
 static unsigned batch;
 static _Atomic bool go, stop;
 static _Atomic uint64_t total, sum;
@@ -40,6 +41,12 @@ static uint64_t next(uint64_t *x)
 	return (uint64_t)((__uint128_t)*x * pages >> 64);
 }
 
+/* A record of 64 bytes in a page. */
+static size_t place(uint64_t x)
+{
+	return (size_t)(x * 0x9e3779b97f4a7c15ULL >> 20) & (page_size - 1) & ~(size_t)63;
+}
+
 static uint64_t one_batch(uint64_t *random)
 {
 	struct zc_page page[BATCH_MOST];
@@ -54,7 +61,7 @@ static uint64_t one_batch(uint64_t *random)
 		die("borrow", page[0].error);
 	}
 	for (unsigned i = 0; i < batch; i++)
-		words += *(volatile uint64_t *)(void *)page[i].data;
+		words += *(volatile uint64_t *)(void *)(page[i].data + place(*random + i));
 	zc_page_release_many(pool, page, batch);
 	return words;
 }
@@ -72,10 +79,10 @@ static void *run(void *arg)
 	return NULL;
 }
 
-static void load(const char *path, size_t mib, uint32_t page_size)
+static void load(const char *path, size_t mib)
 {
 	static char block[1 << 20];
-	struct zc_pool_options o = {.size = (mib + mib / 4 + 32) << 20, .frame_size = page_size};
+	struct zc_pool_options o = {.size = (mib + mib / 4 + 32) << 20, .frame_size = (uint32_t)page_size};
 	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0)
 		die(path, -1);
@@ -84,7 +91,7 @@ static void load(const char *path, size_t mib, uint32_t page_size)
 			die("write", -1);
 	int err = zc_pool_create(&o, &pool);
 	if (!err)
-		err = zc_pool_open(pool, fd, page_size, &file);
+		err = zc_pool_open(pool, fd, 0, &file);
 	for (size_t i = 0; !err && i < mib; i++)
 		if (zc_pool_read(file, i << 20, block, sizeof(block)) != sizeof(block))
 			err = -EIO;
@@ -100,12 +107,13 @@ int main(int argc, char **argv)
 	struct zc_pool_stats before, after;
 	if (argc != 7)
 		return fprintf(stderr, "usage: pool_hits FILE MIB PAGE BATCH THREADS SECONDS\n"), 2;
-	size_t mib = (size_t)atol(argv[2]), page_size = (size_t)atol(argv[3]);
+	size_t mib = (size_t)atol(argv[2]);
+	page_size = (size_t)atol(argv[3]);
 	batch = (unsigned)atoi(argv[4]);
 	unsigned threads = (unsigned)atoi(argv[5]);
 	if (!mib || !batch || batch > BATCH_MOST || !threads || threads > 64)
 		return fprintf(stderr, "pool_hits: bad arguments\n"), 2;
-	load(argv[1], mib, (uint32_t)page_size);
+	load(argv[1], mib);
 	pages = (mib << 20) / page_size;
 	for (uintptr_t i = 0; i < threads; i++)
 		pthread_create(&t[i], NULL, run, (void *)i);

@@ -9,10 +9,14 @@
  * itself; so closing waits for nobody, and a borrow that ends after the pool was closed takes the arena
  * with it. `owners` keeps the memory of the struct for the address that Python holds.
  *
+ * The child of a fork has the memory and none of the threads: there every call fails, and what ends
+ * ends without a word to the pool.
+ *
  * A slot is written by whoever has just borrowed the page. Two who borrow the same page at a time write
  * the same values, for it cannot change while it is borrowed; hence relaxed atomics are enough.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -39,6 +43,7 @@ struct zcfs_pool {
 	const uint8_t *arena;
 	struct slot *slots;
 	size_t slot_count;
+	uint32_t process; /* that made it */
 	_Atomic uint64_t uses;
 	_Atomic uint32_t owners;
 	_Atomic bool closed;
@@ -52,6 +57,25 @@ struct zcfs_file {
 	_Atomic uint32_t owners;
 	_Atomic bool closed;
 };
+
+/* Forks ------------------------------------------------------------------------------------------- */
+
+static _Atomic uint32_t process; /* grows with each fork, in the child */
+
+static void in_child(void)
+{
+	atomic_fetch_add(&process, 1);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}
+
+static bool forked(const struct zcfs_pool *p)
+{
+	return p->process != atomic_load_explicit(&process, memory_order_relaxed);
+}
 
 /* Uses -------------------------------------------------------------------------------------------- */
 
@@ -76,7 +100,7 @@ static void pool_disown(struct zcfs_pool *p)
 
 static void pool_unuse(struct zcfs_pool *p)
 {
-	if (atomic_fetch_sub_explicit(&p->uses, 1, memory_order_acq_rel) != 1)
+	if (atomic_fetch_sub_explicit(&p->uses, 1, memory_order_acq_rel) != 1 || forked(p))
 		return;
 	zc_pool_destroy(p->core);
 	munmap(p->slots, p->slot_count * sizeof(*p->slots));
@@ -85,12 +109,12 @@ static void pool_unuse(struct zcfs_pool *p)
 
 static bool pool_use(struct zcfs_pool *p)
 {
-	return use(&p->uses, &p->closed);
+	return !forked(p) && use(&p->uses, &p->closed);
 }
 
 static bool file_use(struct zcfs_file *f)
 {
-	return use(&f->uses, &f->closed);
+	return !forked(f->pool) && use(&f->uses, &f->closed);
 }
 
 static void file_disown(struct zcfs_file *f)
@@ -101,7 +125,7 @@ static void file_disown(struct zcfs_file *f)
 
 static void file_unuse(struct zcfs_file *f)
 {
-	if (atomic_fetch_sub_explicit(&f->uses, 1, memory_order_acq_rel) != 1)
+	if (atomic_fetch_sub_explicit(&f->uses, 1, memory_order_acq_rel) != 1 || forked(f->pool))
 		return;
 	zc_pool_close(f->core);
 	pool_unuse(f->pool);
@@ -135,10 +159,13 @@ int zcfs_pool_create(uint64_t size, uint32_t frame_size, const char *io, const c
 {
 	struct zc_pool_options options = {
 		.size = size, .frame_size = frame_size, .io = io, .policy = policy};
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct zcfs_pool *p = calloc(1, sizeof(*p));
 
 	if (!p)
 		return -ENOMEM;
+	pthread_once(&once, watch_forks);
+	p->process = atomic_load(&process);
 	int err = zc_pool_create(&options, &p->core);
 	if (!err) {
 		err = slots_create(p);
@@ -448,8 +475,9 @@ unsigned char *zcfs_page_borrow_whole(struct zcfs_file *f, uint64_t number)
 
 void zcfs_page_put(struct zcfs_pool *p, unsigned char *data)
 {
+	if (forked(p))
+		return;
 	struct zc_page page = slot_leave(p, data, 1);
-
 	zc_page_release(p->core, &page);
 	pool_unuse(p);
 }
@@ -513,8 +541,9 @@ int zcfs_page_detach(struct zcfs_file *f, const unsigned char *data)
 
 void zcfs_page_abandon(struct zcfs_pool *p, unsigned char *data)
 {
+	if (forked(p))
+		return;
 	struct zc_page page = slot_leave(p, data, EXCLUSIVE);
-
 	zc_page_abandon(p->core, &page);
 	pool_unuse(p);
 }

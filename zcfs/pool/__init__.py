@@ -11,7 +11,7 @@ both; this is checked at run time, over threads. What is still looked at stays a
 memoryview or array that outlives the block of its page keeps the frame, and is counted
 (`statistics().leaked`).
 
-All of it works without a mount, from any thread. A pool is of no use in the child of a fork.
+All of it works without a mount, from any thread. In the child of a fork a pool is as if closed.
 """
 
 from zcfs.pool.errors import BorrowError, PoolUsageError

@@ -176,6 +176,33 @@ cycle.append(cycle)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_in_the_child_of_a_fork_the_pool_is_closed(path: Path) -> None:
+    program = f"""
+import os, zcfs
+pool = zcfs.BufferPool("8MiB")
+file = pool.open({str(path)!r}, writable=True)
+page, change = file.page(3), file.page_mut(4)
+child = os.fork()
+if child == 0:
+    for use in (lambda: file.page(5), lambda: pool.statistics(), lambda: file.gather([0], 0, "b")):
+        try:
+            use()
+        except ValueError as error:
+            assert "closed" in str(error)
+        else:
+            raise AssertionError
+    del change
+else:
+    assert os.waitpid(child, 0)[1] == 0
+    page.release()
+    change.release()
+    assert pool.borrowed() == []
+    pool.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_importing_zcfs_leaves_the_pool_and_numpy_out() -> None:
     program = "import sys, zcfs; print([m for m in sys.modules if m in ('numpy', 'zcfs.pool')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
