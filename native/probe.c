@@ -374,6 +374,9 @@ static void ring_refused(int error, struct item *i)
 		    "group of kernel.io_uring_group");
 	else if (error == -EPERM)
 		say(i, NO, "forbidden, by a seccomp filter (a container?)");
+	else if (error == -ENOMEM)
+		say(i, NO, "rings count against memlock too: raise `ulimit -l`, or grant "
+		    "CAP_IPC_LOCK");
 	else
 		say(i, NO, "io_uring_setup: %s", strerror(-error));
 }

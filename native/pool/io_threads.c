@@ -68,6 +68,15 @@ static void run_one(struct zc_io *io)
 	zc_io_push(&io->ran, r);
 }
 
+/* With the lock, but woken without it: who is woken wants the lock first of all. */
+static void wake(struct zc_io *io, pthread_cond_t *cond, unsigned n)
+{
+	pthread_mutex_unlock(&io->lock);
+	while (n--)
+		pthread_cond_signal(cond);
+	pthread_mutex_lock(&io->lock);
+}
+
 static void *thread(void *arg)
 {
 	struct zc_io *io = arg;
@@ -81,10 +90,12 @@ static void *thread(void *arg)
 			continue;
 		}
 		run_one(io);
-		if (io->wanted && io->n_ran >= io->wanted)
-			pthread_cond_signal(&io->news);
 		if (io->bell >= 0)
 			zc_io_ring(io->bell);
+		if (io->wanted && io->n_ran >= io->wanted) {
+			io->wanted = 0;
+			wake(io, &io->news, 1);
+		}
 	}
 	pthread_mutex_unlock(&io->lock);
 	return NULL;
@@ -147,8 +158,7 @@ static int threads_submit(struct zc_io *io, struct zc_io_req **reqs, unsigned n)
 	for (unsigned i = io->idle; i < io->n_waiting && io->n_threads < io->most; i++)
 		if (add_thread(io))
 			break; /* there is one at least */
-	for (unsigned i = 0; i < n && i < io->idle; i++)
-		pthread_cond_signal(&io->work);
+	wake(io, &io->work, n < io->idle ? n : io->idle);
 	pthread_mutex_unlock(&io->lock);
 	return 0;
 }
@@ -162,9 +172,10 @@ static void wait_for(struct zc_io *io, unsigned min)
 	if (min >= all)
 		while (io->waiting.first)
 			run_one(io);
-	io->wanted = min < all ? min : all;
-	while (io->n_ran < io->wanted)
+	while (io->n_ran < min && io->n_ran < all) {
+		io->wanted = min < all ? min : all;
 		pthread_cond_wait(&io->news, &io->lock);
+	}
 	io->wanted = 0;
 }
 
