@@ -165,6 +165,7 @@ static int uring_next(struct zc_worker *w)
 		return -ENODEV;
 	if (((struct fuse_in_header *)(void *)ring->header->in_out)->opcode == FUSE_NOTIFY_REPLY) {
 		w->req.hdr.unique = ring->header->ring_ent_in_out.commit_id;
+		w->req.out_len = 0;
 		uring_reply(w, 0); /* our own echo */
 		return -EAGAIN;
 	}
