@@ -29,8 +29,11 @@ struct ring {
 	char *payload;
 	struct iovec iov[2];
 	bool commit; /* the entry holds an answered request; else register it */
+	bool roams;
+	unsigned answered;
 };
 
+#define DEPTH_SAMPLE 16u /* one request of so many is asked for the depth of its queue */
 #define RING_MEMORY (4096u + ZC_MAX_WRITE)
 
 static int ring_setup(struct io_uring *uring)
@@ -42,6 +45,18 @@ static int ring_setup(struct io_uring *uring)
 		return err;
 	p = (struct io_uring_params){.flags = IORING_SETUP_SQE128};
 	return io_uring_queue_init_params(4, uring, &p);
+}
+
+static void roam(struct zc_worker *w, bool roams)
+{
+	struct ring *ring = w->priv;
+	cpu_set_t cpus;
+	CPU_ZERO(&cpus);
+	for (unsigned i = 0; i < CPU_SETSIZE; i++)
+		if (roams || i == w->q->index)
+			CPU_SET(i, &cpus);
+	(void)sched_setaffinity(0, sizeof(cpus), &cpus); /* forbidden in some containers: slower */
+	ring->roams = roams;
 }
 
 static int uring_start(struct zc_worker *w)
@@ -65,10 +80,7 @@ static int uring_start(struct zc_worker *w)
 	w->priv = ring;
 	w->req.out = ring->payload;
 	w->req.out_cap = ZC_MAX_WRITE;
-	cpu_set_t cpus;
-	CPU_ZERO(&cpus);
-	CPU_SET(w->q->index, &cpus);
-	(void)sched_setaffinity(0, sizeof(cpus), &cpus); /* forbidden in some containers: slower */
+	roam(w, false);
 	return 0;
 }
 
@@ -97,6 +109,17 @@ static void prepare(struct zc_worker *w, struct ring *ring)
 		sqe->len = 2;
 	}
 	memcpy((char *)sqe + offsetof(struct io_uring_sqe, cmd), &cmd, sizeof(cmd));
+}
+
+/* Requests wait in line if the next was there when this one was answered. That is looked at now and
+ * then only: it costs a system call. */
+static int look_for_depth(struct zc_worker *w, struct ring *ring)
+{
+	int err = io_uring_submit(&ring->uring);
+	bool deep = io_uring_cq_ready(&ring->uring);
+	if (deep != ring->roams)
+		roam(w, deep);
+	return err < 0 ? err : 0;
 }
 
 /* After an entry was registered: what waits in its queue is to be fetched. */
@@ -151,7 +174,11 @@ static int uring_next(struct zc_worker *w)
 	struct ring *ring = w->priv;
 	int res;
 	prepare(w, ring);
-	int err = ring->commit || !w->stand_in ? 0 : fetch_waiting(w, ring);
+	int err = 0;
+	if (!ring->commit && w->stand_in)
+		err = fetch_waiting(w, ring);
+	else if (++ring->answered % DEPTH_SAMPLE == 0)
+		err = look_for_depth(w, ring);
 	if (!err)
 		err = wait_cqe(ring, &res);
 	if (err)
@@ -165,6 +192,7 @@ static int uring_next(struct zc_worker *w)
 		return -ENODEV;
 	if (((struct fuse_in_header *)(void *)ring->header->in_out)->opcode == FUSE_NOTIFY_REPLY) {
 		w->req.hdr.unique = ring->header->ring_ent_in_out.commit_id;
+		w->req.out_len = 0;
 		uring_reply(w, 0); /* our own echo */
 		return -EAGAIN;
 	}

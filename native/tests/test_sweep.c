@@ -1002,7 +1002,7 @@ static void tree_make(int dir)
 static int session_make(struct run *u)
 {
 	static const struct zc_transport stub = {.name = "stub"};
-	u->q = (struct zc_queue){.s = &u->s, .transport = &stub, .max = 8, .threads = 1, .idle = 2};
+	u->q = (struct zc_queue){.s = &u->s, .transport = &stub, .max = 8, .threads = 1, .idle = 1};
 	u->w.q = &u->q;
 	u->w.cred = u->cred;
 	u->s.workers = &u->w;

@@ -16,7 +16,18 @@ import pytest
 from . import harness
 from .guard import stacks, umount
 from .harness import Mount
-from .linux import FIFREEZE, PATIENCE, Child, blocks_in_kernel, can_lease, kill_all, lock, opened, wait_for
+from .linux import (
+    FIFREEZE,
+    FITHAW,
+    PATIENCE,
+    Child,
+    blocks_in_kernel,
+    can_lease,
+    kill_all,
+    lock,
+    opened,
+    wait_for,
+)
 from .posix import pattern
 
 PROMPT = 15.0  # seconds within which what is not slow must be done, on a busy machine
@@ -26,24 +37,29 @@ MANY = 24  # more slow requests than the daemon starts with threads
 def promptly(what: str, function: Callable[[], object]) -> object:
     """Run in a child, so that a delay is seen and not suffered."""
     process = Child(function)
-    try:
-        assert process.finished(PROMPT), f"{what} is delayed\n{stacks(process.pid)}"
-        return process.result()
-    finally:
-        process.kill()
+    if not process.finished(PROMPT):
+        where = stacks(process.pid)
+        os.kill(process.pid, signal.SIGKILL)  # it may end only when the block does
+        raise AssertionError(f"{what} is delayed\n{where}")
+    return process.result()
 
 
 @contextlib.contextmanager
-def stuck(*functions: Callable[[], object]) -> Iterator[list[Child]]:
-    """Children that are expected to wait until the block has undone what holds them."""
+def stuck(*functions: Callable[[], object], undo: Callable[[], object]) -> Iterator[None]:
+    """Children that wait until `undo` lets them go, at the end of the block, however that ends:
+    who waits for a request that the daemon has cannot be killed."""
     processes = [Child(function) for function in functions]
     try:
-        for process in processes:
-            wait_for(
-                "it waits in the kernel", lambda p=process: p.finished() or blocks_in_kernel(p.pid)
-            )
-            assert not process.finished(), f"it does not wait: {process.result()}"
-        yield processes
+        try:
+            for process in processes:
+                wait_for(
+                    "it waits in the kernel",
+                    lambda p=process: p.finished() or blocks_in_kernel(p.pid),
+                )
+                assert not process.finished(), f"it does not wait: {process.result()}"
+            yield
+        finally:
+            undo()
         for process in processes:
             assert process.finished(PATIENCE), "it still waits"
             process.result()
@@ -83,40 +99,41 @@ def test_frozen_source(mount: Callable[..., Mount], disk: Callable[..., Path]) -
     ]
     with opened(source, os.O_RDONLY) as fd:
         fcntl.ioctl(fd, FIFREEZE, 0)
-        with stuck(*made, *changes):
+        with stuck(*made, *changes, undo=lambda: fcntl.ioctl(fd, FITHAW, 0)):
             for _ in range(3):
                 promptly("reading", lambda: read_everything(mounted, root))
             if harness.control_plane():
                 promptly("the computed tree", (root / ".zcfs/version").read_bytes)
-            fcntl.ioctl(fd, 0xC0045878, 0)  # FITHAW
     assert len(os.listdir(source / "many")) == MANY
     assert (source / "g").stat().st_size == 5000
+
+
+@contextlib.contextmanager
+def bindfs(behind: Path, at: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another FUSE filesystem for the length of a block."""
+    command = ["bindfs", "-f", "-o", "attr_timeout=0,entry_timeout=0", behind, at]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        wait_for("bindfs has mounted", lambda: os.path.ismount(at))
+        yield process
+    finally:
+        umount(str(at), 2)
+        harness.stop_process(process)
 
 
 @pytest.mark.skipif(not shutil.which("bindfs"), reason="bindfs is not installed")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_source_that_hangs_in_part(mount: Callable[..., Mount]) -> None:
     """A filesystem below the source stops answering (its daemon is stopped)."""
-
-    def prepare(source: Path) -> subprocess.Popen[bytes]:
-        behind = source.parent / "behind"
-        for directory in (behind, source / "below" / "slow"):
-            directory.mkdir(parents=True)
-        for at in range(MANY):
-            (behind / f"f{at}").write_bytes(b"slow")
-        (source / "f").write_bytes(pattern(100000))
-        process = subprocess.Popen(
-            ["bindfs", "-f", "-o", "attr_timeout=0,entry_timeout=0", behind, source / "below/slow"],
-            stdin=subprocess.DEVNULL,
-        )
-        wait_for("bindfs has mounted", lambda: os.path.ismount(source / "below/slow"))
-        return process
-
     first = mount(computed=True)
     source = first.source.parent / "divided"
-    source.mkdir()
-    process = prepare(source)
-    try:
+    behind = source.parent / "behind"
+    for directory in (behind, source / "below" / "slow"):
+        directory.mkdir(parents=True)
+    for at in range(MANY):
+        (behind / f"f{at}").write_bytes(b"slow")
+    (source / "f").write_bytes(pattern(100000))
+    with bindfs(behind, source / "below/slow") as process:
         mounted = mount(source=source, computed=True)
         root = mounted.path
         assert (root / "below/slow/f0").read_bytes() == b"slow"
@@ -126,19 +143,13 @@ def test_source_that_hangs_in_part(mount: Callable[..., Mount]) -> None:
                 (lambda at=at: (root / "below/slow" / f"f{at}").stat()) for at in range(MANY // 2)
             ]
             reads = [(root / "below/slow" / f"f{at}").read_bytes for at in range(MANY // 2, MANY)]
-            with stuck(*looks, *reads):
-                try:
-                    for turn in range(3):
-                        promptly("reading", lambda: read_everything(mounted, root))
-                        promptly("writing", lambda t=turn: (root / f"new{t}").write_bytes(b"x"))
-                finally:
-                    process.send_signal(signal.SIGCONT)
+            with stuck(*looks, *reads, undo=lambda: process.send_signal(signal.SIGCONT)):
+                for turn in range(3):
+                    promptly("reading", lambda: read_everything(mounted, root))
+                    promptly("writing", lambda t=turn: (root / f"new{t}").write_bytes(b"x"))
         finally:
             process.send_signal(signal.SIGCONT)
         assert mounted.close() == []
-    finally:
-        umount(str(source / "below/slow"), 2)
-        harness.stop_process(process)
 
 
 def hold_lease(path: Path, told: int, kind: int) -> None:
@@ -165,11 +176,10 @@ def test_open_of_a_leased_file_waits(mount: Callable[..., Mount]) -> None:
     try:
         assert os.read(told, 1) == b"x", holder.result()
         writes = [lambda at=at: put(leased, at) for at in range(MANY)]
-        with stuck(*writes):
+        with stuck(*writes, undo=lambda: os.kill(holder.pid, signal.SIGUSR1)):
             promptly("reading", lambda: read_everything(mounted, mounted.path))
             promptly("reading the leased file", leased.read_bytes)
             promptly("writing", lambda: (mounted.path / "new").write_bytes(b"x"))
-            os.kill(holder.pid, signal.SIGUSR1)
         holder.result()
     finally:
         holder.kill()
@@ -196,17 +206,19 @@ def test_many_lock_waiters(mount: Callable[..., Mount]) -> None:
         with opened(root / "locked") as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
 
+    def unlock() -> None:
+        lock(fd, fcntl.F_SETLK, fcntl.F_UNLCK)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
     with opened(root / "locked") as fd:
         lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        with stuck(*[posix, flock] * 20):
+        with stuck(*[posix, flock] * 20, undo=unlock):
             for turn in range(3):
                 promptly("reading", lambda: read_everything(mounted, root))
                 promptly("writing", lambda t=turn: (root / f"new{t}").write_bytes(b"x"))
             if harness.control_plane():
                 promptly("the computed tree", (root / ".zcfs/version").read_bytes)
-            lock(fd, fcntl.F_SETLK, fcntl.F_UNLCK)
-            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def test_fifo_that_nobody_opens(mount: Callable[..., Mount]) -> None:
@@ -216,7 +228,10 @@ def test_fifo_that_nobody_opens(mount: Callable[..., Mount]) -> None:
     for at in range(MANY):
         os.mkfifo(mounted.path / f"fifo{at}")
     opens = [lambda at=at: os.open(mounted.path / f"fifo{at}", os.O_RDONLY) for at in range(MANY)]
-    with stuck(*opens):
-        promptly("reading", lambda: read_everything(mounted, mounted.path))
+
+    def open_other_ends() -> None:
         for at in range(MANY):
             os.close(os.open(mounted.path / f"fifo{at}", os.O_WRONLY))
+
+    with stuck(*opens, undo=open_other_ends):
+        promptly("reading", lambda: read_everything(mounted, mounted.path))

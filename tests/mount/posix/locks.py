@@ -43,6 +43,7 @@ def try_ofd(path: Path, kind: int = WRITE) -> bool:
             lock(fd, fcntl.F_OFD_SETLK, kind)
         except BlockingIOError:
             return False
+        lock(fd, fcntl.F_OFD_SETLK, NONE)  # what the last close releases is free a moment later
         return True
 
 
@@ -52,6 +53,7 @@ def try_flock(path: Path, kind: int = fcntl.LOCK_EX) -> bool:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        fcntl.flock(fd, fcntl.LOCK_UN)  # as in try_ofd
         return True
 
 
