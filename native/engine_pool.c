@@ -7,7 +7,9 @@
  * of the source, and the frames are dropped: appends (the end is the source's to find) and writes
  * that take set-id bits away (which needs this thread's own credentials).
  */
+#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -19,11 +21,11 @@ static int pool_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o
 		     struct fuse_open_out *out)
 {
 	(void)r;
-	(void)o;
 	if (fd < 0)
 		return -EAGAIN;
 	if (file->inode->fmt != S_IFREG)
 		return -EOPNOTSUPP;
+	atomic_store(&o->accessed, false);
 	out->open_flags |= FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
 	return 0;
 }
@@ -71,6 +73,20 @@ void zc_pool_changed(struct zc_session *s, int fd, uint64_t from, uint64_t to)
 	zc_pool_close(file);
 }
 
+/* Moves the access time as a read of the file would, by the rules of its mount: a mapping counts as a
+ * read and needs no disk. Once after each open and each write is enough for relatime. */
+static void access_once(struct zc_req *r, struct zc_file *file)
+{
+	atomic_bool *accessed = &file->inode->opened->accessed;
+	if (file->flags & O_NOATIME || atomic_load_explicit(accessed, memory_order_relaxed) ||
+	    atomic_exchange(accessed, true))
+		return;
+	int fd = zc_file_fd(r->s, file);
+	void *map = fd < 0 ? MAP_FAILED : mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+	if (map != MAP_FAILED)
+		munmap(map, 4096);
+}
+
 static ssize_t pool_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at)
 {
 	struct zc_pool_file *pf;
@@ -83,6 +99,8 @@ static ssize_t pool_read(struct zc_req *r, struct zc_file *file, size_t size, of
 		got = zc_pool_read(pf, (uint64_t)(at + n), r->out + n, size - (size_t)n);
 		n += got > 0 ? got : 0;
 	}
+	if (n > 0)
+		access_once(r, file);
 	return got < 0 ? got : n;
 }
 
@@ -99,6 +117,7 @@ static ssize_t pool_write(struct zc_req *r, struct zc_file *file, const char *bu
 {
 	const struct fuse_write_in *in = r->in;
 	struct zc_pool_file *pf;
+	atomic_store(&file->inode->opened->accessed, false);
 	if (file->flags & O_APPEND || in->write_flags & FUSE_WRITE_KILL_SUIDGID)
 		return past_the_pool(r, file, buf, size, at);
 	int err = pool_file_of(r, file, &pf);

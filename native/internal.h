@@ -215,6 +215,7 @@ struct zc_file {
 /* What all opens of one inode share. */
 struct zc_opened {
 	uint32_t count, writers;
+	_Atomic bool accessed; /* pool engine: since it was opened or written, by a READ */
 	const struct zc_engine *engine;
 	int32_t backing_id;
 	struct zc_lock_owner *locks;

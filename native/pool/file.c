@@ -365,6 +365,13 @@ static int reopen(int fd, int flags)
 	return ZC_SYSI("open", open(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
 }
 
+/* Reads of ours are no access: an edge that is read before it is written, or readahead. */
+static int reopen_quietly(int fd, int flags)
+{
+	int own = reopen(fd, flags | O_NOATIME);
+	return own == -EPERM ? reopen(fd, flags) : own; /* the owner's right alone */
+}
+
 int zc_file_io_fd(struct zc_pool_file *f)
 {
 	return atomic_load(&f->direct) ? f->fd : zc_file_plain_fd(f);
@@ -375,7 +382,7 @@ int zc_file_plain_fd(struct zc_pool_file *f)
 	int fd = f->fd_plain ? f->fd : atomic_load(&f->plain_fd), none = -1;
 	if (fd >= 0)
 		return fd;
-	fd = reopen(f->fd, f->writable ? O_RDWR : O_RDONLY);
+	fd = reopen_quietly(f->fd, f->writable ? O_RDWR : O_RDONLY);
 	if (fd < 0 || atomic_compare_exchange_strong(&f->plain_fd, &none, fd))
 		return fd;
 	close(fd);
@@ -412,10 +419,10 @@ static int open_own(struct zc_pool_file *f, int fd)
 		return flags;
 	f->writable = (flags & O_ACCMODE) != O_RDONLY;
 	int mode = f->writable ? O_RDWR : O_RDONLY;
-	int own = reopen(fd, mode | O_DIRECT);
+	int own = reopen_quietly(fd, mode | O_DIRECT);
 	atomic_store(&f->direct, own >= 0);
 	if (own == -EINVAL) {
-		own = reopen(fd, mode);
+		own = reopen_quietly(fd, mode);
 		f->fd_plain = true;
 	}
 	f->fd = own;

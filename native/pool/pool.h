@@ -59,7 +59,8 @@ const char *zc_pool_policy(unsigned number);
 /* Opens the file behind `fd` (a regular file or a block device) for the pool, with descriptors of
  * its own: readable, and writable if `fd` is. `fd` stays the caller's and may be closed. Files with
  * the same device, inode and time of birth share their frames, if the page size is the same too. The
- * cached pages of a file that was changed since by others (size, mtime, ctime) are dropped.
+ * cached pages of a file that was changed since by others (size, mtime, ctime) are dropped. Reads
+ * do not count as accesses (O_NOATIME) where the caller may say so.
  *
  * `page_size`: a power of two from 4096 to 65536; 0: the pool's frame size.
  * -EINVAL: another page size; or neither a regular file nor a block device. -EBADF, -EACCES, … as
