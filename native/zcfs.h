@@ -57,10 +57,14 @@ int zcfs_pool_create(uint64_t size, uint32_t frame_size, const char *io, const c
 void zcfs_pool_close(struct zcfs_pool *pool);
 /* Closes it, and ends the caller's use of the address. Borrows go on. */
 void zcfs_pool_free(struct zcfs_pool *pool);
+/* 1: it was closed; or is, for this process, for it was made before a fork. */
+int zcfs_pool_closed(const struct zcfs_pool *pool);
+/* So many pages more (less) are borrowed whose borrower should have let go of them. */
+void zcfs_pool_leak(struct zcfs_pool *pool, int64_t pages);
 /* Static; NULL when closed. */
 const char *zcfs_pool_io(struct zcfs_pool *pool);
 const char *zcfs_pool_policy(struct zcfs_pool *pool);
-/* The figures of struct zc_pool_stats by name. Returns how many there are; -EINVAL:
+/* The figures of struct zc_pool_stats by name, and "leaked" pages. Returns how many there are; -EINVAL:
  * more than `max`. */
 int zcfs_pool_statistics(struct zcfs_pool *pool, const char **names, uint64_t *values, int max);
 
@@ -91,9 +95,8 @@ int zcfs_file_sync(struct zcfs_file *file, int data_only);
 
 /* Errors as zc_page_borrow. Each must be put once. */
 unsigned char *zcfs_page_borrow(struct zcfs_file *file, uint64_t number);
-/* The same, for a page that the end of the file does not cut short, so that its size need not be
- * asked for. -ENODATA: it does. */
-unsigned char *zcfs_page_borrow_whole(struct zcfs_file *file, uint64_t number);
+/* The same, if the page is in the pool and whole: waits for nothing. NULL: borrow it the other way. */
+unsigned char *zcfs_page_borrow_cached(struct zcfs_file *file, uint64_t number);
 void zcfs_page_put(struct zcfs_pool *pool, unsigned char *data);
 /* Of a borrowed page: its bytes up to the end of the file, and its version. */
 uint32_t zcfs_page_valid(struct zcfs_pool *pool, const unsigned char *data);

@@ -45,6 +45,7 @@ struct zcfs_pool {
 	size_t slot_count;
 	uint32_t process; /* that made it */
 	_Atomic uint64_t uses;
+	_Atomic int64_t leaked; /* pages */
 	_Atomic uint32_t owners;
 	_Atomic bool closed;
 };
@@ -194,6 +195,16 @@ void zcfs_pool_free(struct zcfs_pool *p)
 	pool_disown(p);
 }
 
+int zcfs_pool_closed(const struct zcfs_pool *p)
+{
+	return forked(p) || atomic_load_explicit(&p->closed, memory_order_relaxed);
+}
+
+void zcfs_pool_leak(struct zcfs_pool *p, int64_t pages)
+{
+	atomic_fetch_add_explicit(&p->leaked, pages, memory_order_relaxed);
+}
+
 const char *zcfs_pool_io(struct zcfs_pool *p)
 {
 	if (!pool_use(p))
@@ -238,16 +249,19 @@ int zcfs_pool_statistics(struct zcfs_pool *p, const char **names, uint64_t *valu
 	if (!pool_use(p))
 		return -ESHUTDOWN;
 	zc_pool_statistics(p->core, &stats);
+	int64_t leaked = atomic_load(&p->leaked);
 	pool_unuse(p);
-	if (max <= n)
+	if (max < n + 2)
 		return -EINVAL;
 	for (int i = 0; i < n; i++) {
 		names[i] = figures[i].name;
 		memcpy(&values[i], (const char *)&stats + figures[i].at, sizeof(*values));
 	}
 	names[n] = "huge_pages";
-	values[n] = stats.huge_pages;
-	return n + 1;
+	values[n++] = stats.huge_pages;
+	names[n] = "leaked";
+	values[n++] = (uint64_t)leaked;
+	return n;
 }
 
 uint64_t zcfs_pool_borrowed(struct zcfs_pool *p, struct zcfs_borrowed *out, uint64_t max)
@@ -429,28 +443,17 @@ int zcfs_file_sync(struct zcfs_file *f, int data_only)
 
 /* Pages ------------------------------------------------------------------------------------------- */
 
-/* With at least `least` valid bytes. */
-static int borrow_page(struct zcfs_file *f, uint64_t number, uint32_t count, uint32_t least,
-		       struct zc_page *page)
-{
-	int err = count == EXCLUSIVE ? zc_page_borrow_mut(f->core, number, page)
-				     : zc_page_borrow(f->core, number, page);
-
-	if (!err && page->valid < least) {
-		zc_page_release(f->pool->core, page);
-		err = -ENODATA;
-	}
-	return err;
-}
+/* How a page is borrowed. */
+typedef int borrow_how(struct zc_pool_file *file, uint64_t number, struct zc_page *page);
 
 static unsigned char *borrow_one(struct zcfs_file *f, uint64_t number, uint32_t count,
-				 uint32_t least)
+				 borrow_how *how)
 {
 	struct zc_page page;
 	int err = -ESHUTDOWN;
 
 	if (file_use(f)) {
-		err = borrow_page(f, number, count, least, &page);
+		err = how(f->core, number, &page);
 		if (!err) {
 			slot_enter(f, number, &page, count);
 			pool_borrowed(f->pool, 1);
@@ -465,12 +468,12 @@ static unsigned char *borrow_one(struct zcfs_file *f, uint64_t number, uint32_t 
 
 unsigned char *zcfs_page_borrow(struct zcfs_file *f, uint64_t number)
 {
-	return borrow_one(f, number, 1, 0);
+	return borrow_one(f, number, 1, zc_page_borrow);
 }
 
-unsigned char *zcfs_page_borrow_whole(struct zcfs_file *f, uint64_t number)
+unsigned char *zcfs_page_borrow_cached(struct zcfs_file *f, uint64_t number)
 {
-	return borrow_one(f, number, 1, f->page_size);
+	return borrow_one(f, number, 1, zc_page_borrow_cached);
 }
 
 void zcfs_page_put(struct zcfs_pool *p, unsigned char *data)
@@ -494,7 +497,7 @@ uint64_t zcfs_page_version(struct zcfs_pool *p, const unsigned char *data)
 
 unsigned char *zcfs_page_borrow_mut(struct zcfs_file *f, uint64_t number)
 {
-	return borrow_one(f, number, EXCLUSIVE, 0);
+	return borrow_one(f, number, EXCLUSIVE, zc_page_borrow_mut);
 }
 
 int zcfs_page_commit(struct zcfs_file *f, unsigned char *data, int durable)

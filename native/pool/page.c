@@ -56,26 +56,58 @@ static void borrow_batch(struct zc_pool_file *f, struct zc_want *w, unsigned n, 
 		zc_ahead_marked(f);
 }
 
-int zc_page_borrow(struct zc_pool_file *f, uint64_t number, struct zc_page *page)
+/* Pins the page if it is there. -EAGAIN: it is not; -ENOBUFS. */
+static int pin_cached(struct zc_pool_file *f, struct zc_want *w, struct zc_page *page)
 {
 	struct zc_pool *p = f->pool;
 	struct zc_view *v = f->view;
+
+	if (zc_pin(p, v->id, w->page, zc_hash(v->id, w->page), &w->frame, &w->state) != ZC_PINNED)
+		return -EAGAIN;
+	if (!(w->state & S_SHARED) && zc_budget_take(p, zc_units(v->class), false)) {
+		zc_unpin_refused(p, w->frame);
+		return -ENOBUFS;
+	}
+	describe(p, w, page);
+	return 0;
+}
+
+static void count_hit(struct zc_pool_file *f, uint32_t frame)
+{
+	ZC_COUNT(f->pool, hits, 1);
+	if (zc_touch(f->pool, frame))
+		zc_ahead_marked(f);
+}
+
+int zc_page_borrow_cached(struct zc_pool_file *f, uint64_t number, struct zc_page *page)
+{
 	struct zc_want w = {.page = number};
 	struct zc_page out;
+	int err = pin_cached(f, &w, &out);
 
-	if (zc_pin(p, v->id, number, zc_hash(v->id, number), &w.frame, &w.state) == ZC_PINNED) {
-		if (!(w.state & S_SHARED) && zc_budget_take(p, zc_units(v->class), false)) {
-			zc_unpin_refused(p, w.frame);
-			return -ENOBUFS;
-		}
-		describe(p, &w, &out);
-		if (still_last(f, &w, out.valid)) {
-			ZC_COUNT(p, hits, 1);
-			if (zc_touch(p, w.frame))
-				zc_ahead_marked(f);
-			*page = out;
-			return 0;
-		}
+	if (err)
+		return -EAGAIN;
+	if (out.valid < f->view->page_size) { /* the file may be longer now: that is the disk's to say */
+		zc_unpin(f->pool, w.frame);
+		return -EAGAIN;
+	}
+	count_hit(f, w.frame);
+	*page = out;
+	return 0;
+}
+
+int zc_page_borrow(struct zc_pool_file *f, uint64_t number, struct zc_page *page)
+{
+	struct zc_want w = {.page = number};
+	struct zc_page out;
+	int err = pin_cached(f, &w, &out);
+
+	if (err == -ENOBUFS)
+		return err;
+	if (!err && still_last(f, &w, out.valid)) {
+		count_hit(f, w.frame);
+		*page = out;
+		return 0;
 	}
 	borrow_batch(f, &w, 1, &out);
 	if (!out.error)

@@ -96,6 +96,8 @@ struct zc_page {
  * borrowed, or what is borrowed leaves no room for this size of page; -EIO, …: the disk's, for this page alone, and the next borrow
  * tries again; -EAGAIN: 65535 borrows of this page are out. */
 int zc_page_borrow(struct zc_pool_file *file, uint64_t number, struct zc_page *page);
+/* The same for a whole page that is in the pool, and only then: it waits for nothing. -EAGAIN. */
+int zc_page_borrow_cached(struct zc_pool_file *file, uint64_t number, struct zc_page *page);
 /* Many at once; the missing ones are read in one batch. Each has its own `error`, and `data` NULL
  * then. Returns how many were borrowed. The same number may occur twice. */
 ssize_t zc_page_borrow_many(struct zc_pool_file *file, const uint64_t *numbers, size_t count,

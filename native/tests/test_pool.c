@@ -568,6 +568,36 @@ static void test_borrow(void)
 	end_pool(p);
 }
 
+/* Only what is there, whole, and not exclusively borrowed. */
+static void test_borrow_cached(void)
+{
+	struct zc_pool *p = make_pool(SIZE);
+	int fd = marked_file("cached", 6, 5 * 16384 + 100);
+	struct zc_pool_file *f = open_file(p, fd, 16384);
+	struct zc_page a, b;
+	EXPECT_IS(zc_page_borrow_cached(f, 3, &a), -EAGAIN);
+	EXPECT_IS(stats_of(p).requests, 0);
+	EXPECT_IS(zc_page_borrow(f, 3, &a), 0);
+	uint64_t hits = stats_of(p).hits;
+	EXPECT_IS(zc_page_borrow_cached(f, 3, &b), 0);
+	EXPECT(a.data == b.data && a.version == b.version && b.valid == 16384);
+	EXPECT_IS(stats_of(p).hits, hits + 1);
+	zc_page_release(p, &a);
+	zc_page_release(p, &b);
+	EXPECT_IS(zc_page_borrow_mut(f, 3, &a), 0);
+	EXPECT_IS(zc_page_borrow_cached(f, 3, &b), -EAGAIN);
+	zc_page_abandon(p, &a);
+	EXPECT_IS(zc_page_borrow(f, 5, &a), 0);
+	EXPECT_IS(a.valid, 100);
+	EXPECT_IS(zc_page_borrow_cached(f, 5, &b), -EAGAIN);
+	zc_page_release(p, &a);
+	EXPECT_IS(zc_page_borrow_cached(f, UINT64_MAX, &b), -EAGAIN);
+	EXPECT_IS(stats_of(p).borrowed, 0);
+	zc_pool_close(f);
+	close(fd);
+	end_pool(p);
+}
+
 static void test_limit(void)
 {
 	struct zc_pool *p = make_pool(8 * MIB);
@@ -930,6 +960,7 @@ int main(int argc, char **argv)
 	test_behind_our_back();
 	test_overlap();
 	test_borrow();
+	test_borrow_cached();
 	test_limit();
 	test_many();
 	for (unsigned i = 0; (policy = zc_pool_policy(i)); i++) {

@@ -1,45 +1,40 @@
 """The pool's part of the C library (native/zcfs.h), for zcfs.pool alone.
 
-The functions are the library's own, under shorter names: a wrapper would cost as much as what it
-wraps. Any thread may call; all of them let go of the GIL. An address that a function returns is
-false on failure, and `ffi.errno` tells why; a count is -errno then.
+`lib` has the library's own functions; any thread may call, and all of them let go of the GIL. An
+address that a function returns is false on failure, and `ffi.errno` tells why; a count is -errno
+then. What a borrow costs would be spent several times over on the way through cffi, so borrowed
+pages are C types (native/python/zcfs_page.c): `Borrow` and `File`, in a second module of the same
+library, for both have to work on the same pools.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from typing import TYPE_CHECKING
+
+from zcfs._native import _lib
 from zcfs._native._lib import ffi, lib
 
-__all__ = [
-    "MOST_PAGES",
-    "abandon",
-    "borrow",
-    "borrow_mut",
-    "borrow_runs",
-    "borrow_whole",
-    "commit",
-    "detach",
-    "ffi",
-    "lib",
-    "put",
-    "put_run",
-    "valid",
-    "version",
-    "write_back",
-]
+__all__ = ["MOST_PAGES", "Borrow", "File", "address", "ffi", "lib", "use_types"]
 
-MOST_PAGES = 256  # of one call to borrow_runs
+if TYPE_CHECKING:
+    from zcfs._native import _page
+    from zcfs._native._lib import File as FileHandle
+    from zcfs._native._lib import Pool
+else:
+    _spec = spec_from_file_location("zcfs._native._page", _lib.__file__)
+    _page = module_from_spec(_spec)
+    sys.modules[_spec.name] = _page
+    _spec.loader.exec_module(_page)
 
-borrow = lib.zcfs_page_borrow
-borrow_whole = lib.zcfs_page_borrow_whole
-put = lib.zcfs_page_put
-valid = lib.zcfs_page_valid
-version = lib.zcfs_page_version
+MOST_PAGES = 256  # of one call to File._borrow_many
 
-borrow_mut = lib.zcfs_page_borrow_mut
-commit = lib.zcfs_page_commit
-write_back = lib.zcfs_page_write_back
-detach = lib.zcfs_page_detach
-abandon = lib.zcfs_page_abandon
+Borrow = _page.Borrow
+File = _page.File
+use_types = _page.use_types
 
-borrow_runs = lib.zcfs_run_borrow
-put_run = lib.zcfs_run_put
+
+def address(handle: FileHandle | Pool) -> int:
+    """Where it is: what File is made of."""
+    return int(ffi.cast("uintptr_t", handle))

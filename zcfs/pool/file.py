@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,7 +12,7 @@ from zcfs._native import pool as native
 from zcfs._native.pool import ffi, lib
 from zcfs.pool import arrays
 from zcfs.pool.errors import PoolUsageError, page_error
-from zcfs.pool.page import PageMut, PageRef
+from zcfs.pool.page import PageMut
 from zcfs.pool.pages import Pages
 
 if TYPE_CHECKING:
@@ -23,28 +22,30 @@ if TYPE_CHECKING:
     from zcfs._native._lib import File
     from zcfs.pool.pool import BufferPool
 
-_borrow_whole = native.borrow_whole
-_gc = ffi.gc
 
-
-class PoolFile:
+class PoolFile(native.File):
     """A file as pages that can be borrowed; made by BufferPool.open. Any thread may use it.
 
-    `pool`: its BufferPool. `path`: as it was opened. `page_size`: in bytes. After `close` (or the
-    pool's) every call raises PoolUsageError, while what is borrowed stays.
+        with file.page(7) as page:      # page 7 (from 0), for reading: a PageRef
+            page.data[16:24]
+
+    `page` raises IndexError past the end of the file; BorrowError if the page is borrowed
+    exclusively, or half of the pool is borrowed; OSError if it cannot be read: then the next call
+    tries again. After `close` (or the pool's) every call raises PoolUsageError, while what is
+    borrowed stays.
+
+    `pool`: its BufferPool. `path`: as it was opened. `page_size`: in bytes.
     """
 
     def __init__(
         self, pool: BufferPool, file: File, path: str, page_size: int, writable: bool
     ) -> None:
+        super().__init__(file, native.address(file), native.address(pool._pool), page_size)
         self.pool = pool
         self.path = path
         self.page_size = page_size
         self.writable = writable
         self._file = file
-        self._pool = pool._pool
-        self._put = partial(native.put, self._pool)
-        self._abandon = partial(native.abandon, self._pool)
 
     def __enter__(self) -> Self:
         return self
@@ -78,29 +79,6 @@ class PoolFile:
     def __bool__(self) -> bool:
         return True
 
-    def page(self, number: int) -> PageRef:
-        """Borrow page `number` (from 0) for reading.
-
-        IndexError past the end of the file; BorrowError if it is borrowed exclusively, or half of
-        the pool is borrowed; OSError if it cannot be read: then the next call tries again.
-        """
-        try:
-            data = _borrow_whole(self._file, number)
-        except OverflowError:
-            raise IndexError(f"{self.path}: no page {number}") from None
-        if not data:
-            return self._short_page(number, ffi.errno)
-        return PageRef(_gc(data, self._put), self, number, self.page_size)
-
-    def _short_page(self, number: int, error: int) -> PageRef:
-        """A page that `page` did not get: the last of the file, unless something is wrong."""
-        if error != errno.ENODATA:
-            raise self._error(error, number)
-        data = native.borrow(self._file, number)
-        if not data:
-            raise self._error(ffi.errno, number)
-        return PageRef(_gc(data, self._put), self, number, native.valid(self._pool, data))
-
     def pages(self, numbers: Iterable[int]) -> Pages:
         """Borrow many pages: see Pages. Errors as `page`, when they are borrowed."""
         return Pages(self, numbers)
@@ -113,14 +91,9 @@ class PoolFile:
         """
         if not self.writable:
             raise PoolUsageError(f"{self.path} was opened for reading: use writable=True")
-        try:
-            data = native.borrow_mut(self._file, number)
-        except OverflowError:
-            raise IndexError(f"{self.path}: no page {number}") from None
-        if not data:
-            raise self._error(ffi.errno, number)
-        size = native.valid(self._pool, data)
-        return PageMut(_gc(data, self._abandon), self, number, size, durable)
+        page = self._borrow_mut(number)
+        page._durable = durable
+        return page
 
     def gather(
         self, pages: ArrayLike, offsets: ArrayLike, dtype: DTypeLike

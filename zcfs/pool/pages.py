@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from zcfs._native import pool as native
-from zcfs._native.pool import ffi
 from zcfs.pool.errors import PoolUsageError
 from zcfs.pool.page import PageRef, PageRun
 
 if TYPE_CHECKING:
-    from zcfs._native._lib import Run
     from zcfs.pool.file import PoolFile
 
 WINDOW = 2 << 20  # bytes borrowed at a time in a loop
@@ -108,31 +105,20 @@ class Pages:
             at += window.taken
 
     def _refs(self, window: _Window) -> list[PageRef]:
-        file = self.file
-        runs, count = self._borrow(window, False)
-        return [PageRef(ffi.gc(r.data, file._put), file, r.first, r.bytes) for r in runs[0:count]]
+        refs: list[PageRef] = self._borrow(window, False)
+        window.taken = len(refs)
+        return refs
 
     def _runs(self, window: _Window) -> list[PageRun]:
-        file = self.file
-        runs, count = self._borrow(window, True)
-        end = [partial(native.put_run, file._pool, file.page_size, r.pages) for r in runs[0:count]]
-        return [
-            PageRun(ffi.gc(r.data, put), file, r.first, r.bytes, r.pages)
-            for r, put in zip(runs[0:count], end, strict=True)
-        ]
+        runs: list[PageRun] = self._borrow(window, True)
+        window.taken = sum(run.pages for run in runs)
+        return runs
 
-    def _borrow(self, window: _Window, join: bool) -> tuple[Sequence[Run], int]:
+    def _borrow(self, window: _Window, join: bool) -> list[Any]:
         """Borrow the window, or as much of its beginning as can be."""
         numbers = window.numbers
-        runs = ffi.new("struct zcfs_run[]", len(numbers))
-        listed = ffi.NULL if _in_order(numbers) else ffi.new("uint64_t[]", list(numbers))
-        count = native.borrow_runs(
-            self.file._file, listed, numbers[0], len(numbers), join, runs
-        )
-        if count < 0:
-            raise self.file._error(-count, numbers[0])
-        window.taken = sum(runs[i].pages for i in range(count))
-        return runs, count
+        listed = None if _in_order(numbers) else list(numbers)
+        return self.file._borrow_many(listed, numbers[0], len(numbers), join)
 
 
 class _Window:

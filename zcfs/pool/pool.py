@@ -17,7 +17,7 @@ from zcfs.pool.errors import PoolUsageError
 from zcfs.pool.file import PoolFile
 
 if TYPE_CHECKING:
-    from zcfs._native._lib import Borrowed, Data, Null
+    from zcfs._native._lib import Borrowed, Null
 
 PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -81,7 +81,6 @@ class BufferPool:
         self.policy = ffi.string(lib.zcfs_pool_policy(self._pool)).decode()
         self._ids = count(1)
         self._files: weakref.WeakValueDictionary[int, PoolFile] = weakref.WeakValueDictionary()
-        self._leaks: dict[int, _Leak] = {}
         self.size = self.statistics().size
 
     @staticmethod
@@ -164,8 +163,7 @@ class BufferPool:
         used = {size: found.pop(f"used_{size >> 10}k") for size in PAGE_SIZES}
         figures: dict[str, Any] = dict(found)
         figures["huge_pages"] = bool(found["huge_pages"])
-        leaked = sum(leak.pages for leak in list(self._leaks.values()))
-        return PoolStatistics(**figures, frames=frames, used=used, leaked=leaked)
+        return PoolStatistics(**figures, frames=frames, used=used)
 
     def borrowed(self) -> list[tuple[str, int, int]]:
         """What is borrowed through this object: (path, page, shared borrows; 0: exclusive).
@@ -187,17 +185,6 @@ class BufferPool:
         """How many shared borrows the page has; 0: it is exclusive; None: unknown."""
         found = [shared for p, n, shared in self.borrowed() if (p, n) == (path, number)]
         return max(found, default=None)
-
-    def _count_leak(self, owner: Data, pages: int) -> None:
-        """Something looks at `owner`, whose block has ended. Until it goes it is counted."""
-        leaks, key = self._leaks, id(owner)
-        leaks[key] = _Leak(weakref.ref(owner, lambda _: leaks.pop(key, None)), pages)
-
-
-@dataclass(frozen=True, slots=True)
-class _Leak:
-    watch: weakref.ref[Data]
-    pages: int
 
 
 def parse_size(size: int | str) -> int:
