@@ -172,7 +172,7 @@ array = file.page(4).array("<i8")
 cycle = [pool, file, data, file.page(5)]
 cycle.append(cycle)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -199,13 +199,13 @@ else:
     assert pool.borrowed() == []
     pool.close()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_importing_zcfs_leaves_the_pool_and_numpy_out() -> None:
     program = "import sys, zcfs; print([m for m in sys.modules if m in ('numpy', 'zcfs.pool')])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
 
