@@ -1,7 +1,7 @@
 /* The control socket: what a mount says of itself, as JSON.
  *
- * Owns <runtime dir>/<minor>.sock and the thread that serves it, one client at a time: a client
- * sends one line, a verb, and gets one document. Every wait has an end, so that a stuck client
+ * Owns <runtime dir>/<minor>.sock (rundir.c) and the thread that serves it, one client at a time: a
+ * client sends one line, a verb, and gets one document. Every wait has an end, so that a stuck client
  * delays the others by two seconds and nobody for ever. It exists in C so that status and stats
  * work whatever Python does. The documents are also what the control plane shows in .zcfs.
  *
@@ -14,7 +14,6 @@
 #include "internal.h"
 
 #include <assert.h>
-#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -23,14 +22,12 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "sys.h"
 
 #define LINE_MOST 64
 #define CLIENT_MS 2000
-#define BACKLOG 16
 #define RETRY_MS 100
 #define NS_PER_MS 1000000ULL
 #define FIRST_CAP 4096
@@ -312,6 +309,26 @@ static void put_identity(struct json *j, const struct zc_session *s)
 	json_milli(j, "uptime_s", uptime_ms(s));
 }
 
+static void put_leases(struct json *j, struct zc_session *s)
+{
+	struct zc_lease_status st;
+
+	if (!s->leases)
+		return;
+	zc_leases_status(s->leases, &st);
+	json_open(j, "leases", "{");
+	json_string(j, "socket", st.socket);
+	json_number(j, "clients", st.clients);
+	json_number(j, "files", st.files);
+	json_number(j, "leases", st.leases);
+	json_number(j, "borrowed", st.borrowed);
+	json_number(j, "borrow_limit", st.borrow_limit);
+	json_number(j, "pages", st.pages);
+	json_number(j, "refused", st.refused);
+	json_number(j, "dropped", st.dropped);
+	json_close(j, "}");
+}
+
 static void put_status(struct json *j, struct zc_session *s)
 {
 	uint64_t threads, busy;
@@ -330,6 +347,7 @@ static void put_status(struct json *j, struct zc_session *s)
 	json_number(j, "inodes", zc_inodes_count(s->inodes));
 	json_number(j, "backing_ids", s->backing_ids);
 	json_number(j, "descriptors", count_descriptors(s));
+	put_leases(j, s);
 	put_features(j, s);
 	put_degradations(j, s);
 }
@@ -415,125 +433,13 @@ char *zc_control_answer(struct zc_session *s, const char *verb)
 	return NULL;
 }
 
-/* The place of the socket ------------------------------------------------------------------ */
-
 struct zc_control {
 	struct zc_session *s;
 	pthread_t thread;
-	int fd, end; /* end: an eventfd, readable when the thread has to */
+	struct zc_listener at;
+	int end;     /* an eventfd, readable when the thread has to end */
 	int reserve; /* a descriptor to give up, so that one can always ask what is wrong */
-	ino_t ino;   /* of the socket's file; 0: there is none */
-	char path[PATH_MAX - 32];
 };
-
-static int runtime_dir(char *out, size_t len)
-{
-	const char *xdg = getenv("XDG_RUNTIME_DIR");
-	int n;
-
-	if (!geteuid())
-		n = snprintf(out, len, "/run/zcfs");
-	else if (xdg && xdg[0] == '/')
-		n = snprintf(out, len, "%s/zcfs", xdg);
-	else
-		n = snprintf(out, len, "/tmp/zcfs-%u", (unsigned)geteuid());
-	return n < 0 || (size_t)n >= len ? -ENAMETOOLONG : 0;
-}
-
-/* Ours, a directory and no link to one, and closed to all others: /tmp is everybody's. */
-static int check_dir(const char *dir)
-{
-	struct stat st;
-	int err = ZC_SYSI("lstat", lstat(dir, &st));
-
-	if (err)
-		return err;
-	if (S_ISDIR(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & 077))
-		return 0;
-	zc_log("%s: not a directory that only uid %u may enter; remove it, or chmod 700", dir,
-	       (unsigned)geteuid());
-	return -EPERM;
-}
-
-static int make_dir(const char *dir)
-{
-	int err = ZC_SYSI("mkdir", mkdir(dir, 0700));
-
-	if (err && err != -EEXIST) {
-		zc_log("%s: cannot make the directory of the control socket: %s", dir,
-		       strerror(-err));
-		return err;
-	}
-	return check_dir(dir);
-}
-
-/* fchmod rather than umask, which is all threads': the file gets the socket's mode. */
-static int bind_at(int fd, const char *path)
-{
-	struct sockaddr_un addr = {.sun_family = AF_UNIX};
-	int err;
-
-	if ((size_t)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path) >=
-	    sizeof(addr.sun_path))
-		return -ENAMETOOLONG;
-	err = ZC_SYSI("fchmod", fchmod(fd, 0600));
-	if (!err)
-		err = ZC_SYSI("bind", bind(fd, (struct sockaddr *)&addr, sizeof(addr)));
-	return err;
-}
-
-/* The kernel gives a minor to one mount at a time, and it is ours: what is found at the path is of
- * a daemon that died, or that has unmounted and is about to end. It is replaced in one step. */
-static int listen_at(struct zc_control *c)
-{
-	char temporary[PATH_MAX];
-	struct stat st;
-	int err;
-
-	snprintf(temporary, sizeof(temporary), "%s.%d", c->path, (int)getpid());
-	unlink(temporary); /* of a daemon of the same pid, long ago */
-	err = bind_at(c->fd, temporary);
-	if (err)
-		return err;
-	err = ZC_SYSI("listen", listen(c->fd, BACKLOG));
-	if (!err)
-		err = ZC_SYSI("lstat", lstat(temporary, &st));
-	if (!err)
-		err = ZC_SYSI("rename", rename(temporary, c->path));
-	if (err)
-		unlink(temporary);
-	else
-		c->ino = st.st_ino;
-	return err;
-}
-
-static int socket_make(struct zc_control *c)
-{
-	char dir[PATH_MAX - 64];
-	int err = runtime_dir(dir, sizeof(dir));
-
-	if (!err)
-		err = make_dir(dir);
-	if (err)
-		return err;
-	snprintf(c->path, sizeof(c->path), "%s/%u.sock", dir, c->s->dev_minor);
-	c->fd = ZC_SYSI("socket", socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-	err = c->fd < 0 ? c->fd : listen_at(c);
-	if (err)
-		zc_log("%s: cannot listen: %s", c->path, strerror(-err));
-	return err;
-}
-
-/* Unless another daemon has its own socket there by now. */
-static void socket_remove(struct zc_control *c)
-{
-	struct stat st;
-
-	if (c->ino && !lstat(c->path, &st) && st.st_ino == c->ino)
-		ZC_SYS("unlink", unlink(c->path));
-	if (c->fd >= 0)
-		close(c->fd);
-}
 
 /* Clients ---------------------------------------------------------------------------------- */
 
@@ -599,22 +505,12 @@ static int send_all(const struct zc_control *c, int fd, const char *text, uint64
 	return 0;
 }
 
-static bool is_welcome(int fd)
-{
-	struct ucred peer;
-	socklen_t len = sizeof(peer);
-
-	if (ZC_SYSI("getsockopt", getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len)))
-		return false;
-	return peer.uid == 0 || peer.uid == geteuid();
-}
-
 static void serve_client(struct zc_control *c, int fd)
 {
 	uint64_t end = zc_now_ns() + CLIENT_MS * NS_PER_MS;
 	char line[LINE_MOST + 2], *answer;
 
-	if (!is_welcome(fd) || read_line(c, fd, line, end))
+	if (!zc_peer_is_welcome(fd, NULL) || read_line(c, fd, line, end))
 		return;
 	answer = zc_control_answer(c->s, line);
 	if (answer && !send_all(c, fd, answer, end))
@@ -635,15 +531,15 @@ static int accept_in_reserve(struct zc_control *c)
 		return -EMFILE;
 	close(c->reserve);
 	c->reserve = -1;
-	return ZC_SYSI("accept", accept4(c->fd, NULL, NULL, SOCK_CLOEXEC));
+	return ZC_SYSI("accept", accept4(c->at.fd, NULL, NULL, SOCK_CLOEXEC));
 }
 
 static void *control_run(void *arg)
 {
 	struct zc_control *c = arg;
 
-	while (wait_until(c, c->fd, POLLIN, 0) != -ECANCELED) {
-		int fd = ZC_SYSI("accept", accept4(c->fd, NULL, NULL, SOCK_CLOEXEC));
+	while (wait_until(c, c->at.fd, POLLIN, 0) != -ECANCELED) {
+		int fd = ZC_SYSI("accept", accept4(c->at.fd, NULL, NULL, SOCK_CLOEXEC));
 		if (fd == -EMFILE || fd == -ENFILE)
 			fd = accept_in_reserve(c);
 		if (fd >= 0) {
@@ -674,7 +570,7 @@ static int thread_start(struct zc_control *c)
 
 static void control_free(struct zc_control *c)
 {
-	socket_remove(c);
+	zc_unlisten(&c->at);
 	if (c->end >= 0)
 		close(c->end);
 	if (c->reserve >= 0)
@@ -690,11 +586,11 @@ int zc_control_create(struct zc_session *s, struct zc_control **out)
 	if (!c)
 		return -ENOMEM;
 	c->s = s;
-	c->fd = -1;
+	c->at.fd = -1;
 	c->reserve = -1;
 	hold_reserve(c);
 	c->end = ZC_SYSI("eventfd", eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-	err = c->end < 0 ? c->end : socket_make(c);
+	err = c->end < 0 ? c->end : zc_listen(s, "sock", SOCK_STREAM, &c->at);
 	if (!err)
 		err = thread_start(c);
 	if (err)

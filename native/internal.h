@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -367,6 +368,42 @@ struct zc_relay_status {
 };
 void zc_relay_status(struct zc_relay *relay, struct zc_relay_status *out);
 
+/* rundir.c ------------------------------------------------------------------------------- */
+
+/* A socket at <runtime dir>/<minor>.<suffix>. */
+struct zc_listener {
+	int fd;	   /* listens, does not block; -1: none */
+	ino_t ino; /* of the socket's file; 0: there is none */
+	char path[PATH_MAX - 32];
+};
+/* `type`: SOCK_STREAM or SOCK_SEQPACKET. On failure, which is logged, `out` can be ended all the
+ * same. */
+int zc_listen(const struct zc_session *s, const char *suffix, int type, struct zc_listener *out);
+/* Closes, and removes the file unless another daemon has its own there by now. */
+void zc_unlisten(struct zc_listener *l);
+/* Removes what a daemon that died has left there. */
+void zc_listen_clean(const struct zc_session *s, const char *suffix);
+/* Whether the process that connected is root's or our own user's; `pid` (may be NULL): its. */
+bool zc_peer_is_welcome(int fd, pid_t *pid);
+
+/* lease.c -------------------------------------------------------------------------------- */
+
+struct zc_leases;
+/* The socket <runtime dir>/<minor>.lease, by which other processes borrow pages of the session's pool
+ * (lease_wire.h). `*out` stays NULL where there is no pool. */
+int zc_leases_create(struct zc_session *s, struct zc_leases **out);
+/* Disconnects all clients and waits for them, two seconds at most; NULL is fine. -ETIMEDOUT: one waits
+ * for the disk, and the session and its pool must stay. */
+int zc_leases_destroy(struct zc_leases *l);
+struct zc_lease_status {
+	const char *socket;
+	uint64_t clients, files, leases; /* now */
+	uint64_t borrowed, borrow_limit; /* bytes, now, of the whole pool */
+	uint64_t pages;			 /* leased since the start */
+	uint64_t refused, dropped;	 /* clients, likewise: too many or not welcome; garbage */
+};
+void zc_leases_status(struct zc_leases *l, struct zc_lease_status *out);
+
 /* control.c ------------------------------------------------------------------------------ */
 
 struct zc_control;
@@ -424,6 +461,7 @@ struct zc_session {
 	struct zc_pool *pool;		/* NULL: no file is served from it */
 	struct zc_relay *relay;		/* NULL: no computed tree */
 	struct zc_control *control;
+	struct zc_leases *leases; /* NULL: no pool */
 	uint64_t started_ns, started_s; /* monotonic; wall clock */
 	_Atomic bool ended;
 	int end_efd; /* eventfd: readable when the session has ended */

@@ -508,6 +508,8 @@ static void start(struct zc_session *s)
 	if (!r)
 		r = zc_session_start(s);
 	if (!r)
+		r = zc_leases_create(s, &s->leases);
+	if (!r)
 		r = zc_control_create(s, &s->control);
 	if (!r && s->opt.python)
 		r = zc_relay_create(s, s->opt.python, &s->relay);
@@ -557,6 +559,7 @@ static void stop(struct zc_session *s)
 	atomic_store(&s->ended, true);
 	zc_relay_destroy(s->relay);
 	zc_control_destroy(s->control);
+	zc_leases_destroy(s->leases);
 	/* A dead mount goes too. Only then: the number of one that is gone may be another's already. */
 	if (was_aborted(s) && is_ours(s))
 		zc_unmount(&s->opt, true);

@@ -75,6 +75,14 @@ void zc_relay_status(struct zc_relay *relay, struct zc_relay_status *out)
 					.requests = 9, .outstanding = 2};
 }
 
+void zc_leases_status(struct zc_leases *l, struct zc_lease_status *out)
+{
+	(void)l;
+	*out = (struct zc_lease_status){.socket = "/run/zcfs/7.lease", .clients = 1, .files = 2,
+					.leases = 3, .borrowed = 4, .borrow_limit = 5, .pages = 6,
+					.refused = 7, .dropped = 8};
+}
+
 const struct zc_engine zc_engine_kernel = {.name = "kernel", .index = 0};
 const struct zc_engine zc_engine_buffered = {.name = "buffered", .index = 1, .needs_fd = true};
 const struct zc_engine zc_engine_pool = {.name = "pool", .index = 2, .needs_fd = true};
@@ -137,7 +145,8 @@ static void test_status(void)
 			 "\"locks\": \"source\", \"read_only\": false, \"allow_other\": true, "
 			 "\"max_write\": 1048576, \"control_plane\": {\"state\": \"off\", "
 			 "\"pid\": 0, \"restarts\": 0}, \"engines\": {\"kernel\": "
-			 "{\"open_files\": 3}, \"buffered\": {\"open_files\": 1}}, "
+			 "{\"open_files\": 3}, \"buffered\": {\"open_files\": 1}, "
+			 "\"pool\": {\"open_files\": 0}}, "
 			 "\"inodes\": 17, \"backing_ids\": 2, \"descriptors\": 21, "));
 	EXPECT(has(text, "\"passthrough\": true, "));
 	EXPECT(has(text, "\"over_io_uring\": false, "));
@@ -145,6 +154,7 @@ static void test_status(void)
 	free(text);
 
 	session.relay = (struct zc_relay *)&session;
+	session.leases = (struct zc_leases *)&session;
 	session.degr_count = 2;
 	strcpy(session.degr[0].what, "locks");
 	strcpy(session.degr[0].reason, "say \"why\"\n");
@@ -152,6 +162,9 @@ static void test_status(void)
 	text = zc_control_answer(&session, "status");
 	EXPECT(has(text, "\"control_plane\": {\"state\": \"running\", \"pid\": 4243, "
 			 "\"restarts\": 1}"));
+	EXPECT(has(text, "\"leases\": {\"socket\": \"/run/zcfs/7.lease\", \"clients\": 1, "
+			 "\"files\": 2, \"leases\": 3, \"borrowed\": 4, \"borrow_limit\": 5, "
+			 "\"pages\": 6, \"refused\": 7, \"dropped\": 8}"));
 	EXPECT(has(text, "[{\"what\": \"locks\", \"reason\": \"say \\\"why\\\"\\u000a\"}, "
 			 "{\"what\": \"uring\", \"reason\": \"\"}]}"));
 	free(text);
