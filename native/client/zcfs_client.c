@@ -33,6 +33,7 @@
 #include "find.h"
 
 #define HELLO_SECONDS 5
+#define ARENA_ALIGN ((uint64_t)2 << 20)
 #define REPLY_SECONDS 60 /* a disk that takes longer for a batch counts as gone */
 
 struct zcfs_client {
@@ -299,6 +300,33 @@ static int receive_hello(int fd, const char *mountpoint, struct zc_lease_hello *
 	return hello->error;
 }
 
+/* Maps the arena, at an address that is aligned as its pages are, and as huge pages are. */
+static void *map_arena(int arena, uint64_t size)
+{
+	uint64_t room = size + ARENA_ALIGN;
+	unsigned char *at = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+				 -1, 0);
+	uint64_t skip;
+	void *mapped;
+
+	if (at == MAP_FAILED)
+		return at;
+	skip = -(uintptr_t)at & (ARENA_ALIGN - 1);
+	mapped = mmap(at + skip, size, PROT_READ, MAP_SHARED | MAP_FIXED, arena, 0);
+	if (mapped == MAP_FAILED) {
+		int err = errno;
+
+		munmap(at, room);
+		errno = err;
+		return mapped;
+	}
+	if (skip)
+		munmap(at, skip);
+	if (skip < ARENA_ALIGN)
+		munmap(at + skip + size, ARENA_ALIGN - skip);
+	return mapped;
+}
+
 /* Says hello and maps the arena. `fd` is the client's on success. */
 static int greet(struct zcfs_client *c, int fd)
 {
@@ -309,7 +337,7 @@ static int greet(struct zcfs_client *c, int fd)
 
 	if (arena < 0)
 		return arena;
-	at = mmap(NULL, hello.arena, PROT_READ, MAP_SHARED, arena, 0);
+	at = map_arena(arena, hello.arena);
 	err = at == MAP_FAILED ? -errno : set_patience(fd, REPLY_SECONDS);
 	close(arena);
 	if (at == MAP_FAILED)
