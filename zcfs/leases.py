@@ -57,8 +57,8 @@ def attach(mountpoint: str | os.PathLike[str]) -> LeaseClient:
     """A client of the daemon that serves `mountpoint`, which has to have a pool.
 
     DaemonError if the daemon is dead or does not answer; PermissionError for anybody but root and
-    the mount's owner; ZcfsError if nothing of zcfs is mounted there, if the mount has no pool, or if
-    it has too many clients.
+    the mount's owner; ZcfsError if nothing of zcfs is mounted there, if the mount has no pool, or
+    if it has too many clients.
     """
     client = native.attach(os.fsencode(mountpoint))
     if isinstance(client, int):
@@ -156,8 +156,8 @@ if TYPE_CHECKING:
 class LeasedFile:
     """A file of the mount as pages that can be leased; made by LeaseClient.open.
 
-    `client`: its LeaseClient. `path`: as it was opened. `page_size`: in bytes. After `close` (or the
-    client's) every call raises PoolUsageError, while what is leased stays.
+    `client`: its LeaseClient. `path`: as it was opened. `page_size`: in bytes. After `close` (or
+    the client's) every call raises PoolUsageError, while what is leased stays.
     """
 
     def __init__(self, client: LeaseClient, file: ClientFile, path: str) -> None:

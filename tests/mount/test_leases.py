@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from zcfs.errors import DaemonError, ZcfsError
-from zcfs.leases import LeaseClient, LeasedPage, attach
+from zcfs.leases import LeaseClient, LeasedFile, LeasedPage, attach
 from zcfs.pool import BorrowError, PoolUsageError
 
 from .harness import Mode, Mount, runtime_dir
@@ -184,11 +184,18 @@ def test_paths(mounted: Mount, client: LeaseClient) -> None:
     os.mkfifo(mounted.source / "fifo")
     with client.open("d/f") as file, file.page(0) as page:
         assert page.data == b"inner"
-    for path in ("../outside", "d/../../outside", "/etc/passwd", str(mounted.path / "data"), "d//f", "./d/f"):
+    for path in (
+        "../outside",
+        "d/../../outside",
+        "/etc/passwd",
+        str(mounted.path / "data"),
+        "d//f",
+        "./d/f",
+    ):
         with pytest.raises(PoolUsageError, match="below the root"):
             client.open(path)
     for path in ("link", "up/outside"):
-        with pytest.raises(OSError, match="symbolic links|Not a directory"):
+        with pytest.raises(OSError, match=r"symbolic links|Not a directory"):
             client.open(path)
     with pytest.raises(FileNotFoundError):
         client.open("nowhere")
@@ -220,6 +227,12 @@ def test_a_view_outlives_its_block(mounted: Mount, client: LeaseClient) -> None:
     wait_for("they are back", lambda: figures(mounted)["borrowed"] == 0)
 
 
+def every_call_says_closed(client: LeaseClient, file: LeasedFile) -> None:
+    for call in (lambda: client.open("data"), lambda: file.page(0), lambda: file.size):
+        with pytest.raises(PoolUsageError, match="closed"):
+            call()
+
+
 def test_closed_while_something_is_looked_at(mounted: Mount) -> None:
     client = attach(mounted.path)
     file = client.open("data", 4096)
@@ -227,9 +240,7 @@ def test_closed_while_something_is_looked_at(mounted: Mount) -> None:
         kept = page.data
     with pytest.warns(ResourceWarning, match="1 pages stay leased"):
         client.close()
-    for call in (lambda: client.open("data"), lambda: file.page(0), lambda: file.size):
-        with pytest.raises(PoolUsageError, match="closed"):
-            call()
+    every_call_says_closed(client, file)
     (mounted.path / "data").write_bytes(bytes(SIZE))
     assert kept == pattern(SIZE)[4096:8192]
     assert figures(mounted)["borrowed"] == 4096
@@ -398,7 +409,11 @@ def test_a_stranger_is_refused(mounted: Mount) -> None:
         def knock() -> tuple[int, bytes, list[bytes]]:
             with dial(public / "door") as door:
                 message, rights, _, _ = door.recvmsg(4096, socket.CMSG_SPACE(4))
-                return HELLO.unpack(message)[2], message, [bytes(door.recv(10)), *(r[2] for r in rights)]
+                return (
+                    HELLO.unpack(message)[2],
+                    message,
+                    [bytes(door.recv(10)), *(r[2] for r in rights)],
+                )
 
         error, message, more = run_child(knock, uid=NOBODY)
         assert error == -13
@@ -477,7 +492,9 @@ def test_the_header_in_c99_and_in_cxx(tmp_path: Path) -> None:
         pytest.skip("needs a C compiler")
     header = ROOT / "native" / "client"
     source = tmp_path / "user.c"
-    source.write_text('#include "zcfs_client.h"\nint main(void) { return *zcfs_client_message(); }\n')
+    source.write_text(
+        '#include "zcfs_client.h"\nint main(void) { return *zcfs_client_message(); }\n'
+    )
     strict = ["-Wall", "-Wextra", "-Werror", "-pedantic-errors", "-I", str(header), str(source)]
     subprocess.run(["cc", "-std=c99", "-fsyntax-only", *strict], check=True)
     if shutil.which("c++"):
@@ -493,7 +510,9 @@ def test_the_bench_and_the_c_library(mounted: Mount, tmp_path: Path) -> None:
     sources = [ROOT / "bench/leases.c", *(ROOT / "native/client").glob("*.c")]
     flags = ["-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread"]
     subprocess.run(["cc", *flags, "-o", program, *sources], check=True)
-    done = subprocess.run([program, mounted.path, "records", "1", "4096", "64", "0.1"], capture_output=True)
+    done = subprocess.run(
+        [program, mounted.path, "records", "1", "4096", "64", "0.1"], capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     assert b'"leases"' in done.stdout and b'"pread"' in done.stdout
     nothing_is_left(mounted)

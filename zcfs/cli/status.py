@@ -48,6 +48,8 @@ def lines(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     plane = status.get("control_plane", {})
     yield "control plane", f"{plane.get('state')}, restarted {plane.get('restarts', 0)} times"
     yield "inodes", f"{status.get('inodes')} ({status.get('descriptors')} descriptors)"
+    if leases := status.get("leases"):
+        yield "leases", f"{leases['leases']} pages, {leases['clients']} clients, {leases['socket']}"
     yield from features(status.get("features", {}))
     for item in status.get("degradations", ()):
         yield "degraded", f"{item.get('what')}: {item.get('reason')}"
