@@ -3,8 +3,8 @@
 
     examples/lease_pages.py
 
-It makes a file of records, mounts its directory with a pool, and starts two workers. Each leases half
-of the pages from the daemon and adds up where the disk's DMA has put them: zcfs.attach.
+It makes a file of records, mounts its directory with a pool, and starts two workers. Each leases
+half of the pages from the daemon and adds up where the disk's DMA has put them: zcfs.attach.
 """
 
 from __future__ import annotations

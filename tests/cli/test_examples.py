@@ -49,3 +49,15 @@ def test_random_4k(site: Site, mountctl: Run) -> None:
     names = [cell["name"] for cell in json.loads(done.stdout)["cells"]]
     assert names == ["read, one at a time", "read, 32 at once", "write, 32 at once"]
     assert [p.name for p in site.source.iterdir()] == ["file"]
+
+
+@pytest.mark.limit(120)
+def test_lease_pages(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", EXAMPLES / "lease_pages.py"], capture_output=True, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    expected, added = done.stdout.splitlines()
+    assert added.rpartition("= ")[2] == expected.rpartition(": ")[2]
+    assert list(tmp_path.iterdir()) == []

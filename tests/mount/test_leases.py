@@ -32,6 +32,7 @@ MIB = 1 << 20
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 SIZE = 2 * MIB - 100
+CONTENT = pattern(SIZE)
 
 
 @pytest.fixture(params=["dev", "uring"])
@@ -40,7 +41,7 @@ def mounted(request: pytest.FixtureRequest, start: Callable[..., Mount]) -> Moun
     from .conftest import require
 
     made = start(require(Mode("pool", request.param)), "--pool-size", "16M")
-    (made.source / "data").write_bytes(pattern(SIZE))
+    (made.source / "data").write_bytes(CONTENT)
     return made
 
 
@@ -68,7 +69,6 @@ def nothing_is_left(mounted: Mount) -> None:
 
 @pytest.mark.parametrize("page_size", [None, 4096, 65536])
 def test_every_page(client: LeaseClient, page_size: int | None) -> None:
-    content = pattern(SIZE)
     with client.open("data", page_size) as file:
         size = page_size or 16384
         assert (file.page_size, file.size, len(file)) == (size, SIZE, -(-SIZE // size))
@@ -78,9 +78,9 @@ def test_every_page(client: LeaseClient, page_size: int | None) -> None:
             assert [page.number for page in pages] == list(range(len(file)))
             assert all(page.address % size == 0 for page in pages)
             assert client.leases == len(file)
-        assert one_by_one == together == content
+        assert one_by_one == together == CONTENT
         with file.page(3) as page:
-            assert page.data == content[3 * size : 4 * size]
+            assert page.data == CONTENT[3 * size : 4 * size]
     assert client.leases == client.leaked == 0
 
 
@@ -90,9 +90,9 @@ def test_arrays_are_views(client: LeaseClient) -> None:
         array = page.array("<u4", offset=8, stride=64)
         assert array.__array_interface__["data"] == (page.address + 8, True)
         assert array.base is not None and len(array) == 64
-        assert int(array[1]) == struct.unpack_from("<I", pattern(SIZE), 5 * 4096 + 8 + 64)[0]
+        assert int(array[1]) == struct.unpack_from("<I", CONTENT, 5 * 4096 + 8 + 64)[0]
         record = page.records(struct.Struct("<QH"), offset=16, count=2)[1]
-        assert tuple(record) == struct.unpack_from("<QH", pattern(SIZE), 5 * 4096 + 16 + 10)
+        assert tuple(record) == struct.unpack_from("<QH", CONTENT, 5 * 4096 + 16 + 10)
         with pytest.raises(ValueError):
             array[0] = 1
         with pytest.raises(PoolUsageError):
@@ -107,7 +107,7 @@ def test_the_mount_itself_is_the_same_memory(mounted: Mount, client: LeaseClient
             old = bytes(page.data)
             fd = os.open(mounted.path / "data", os.O_RDWR)
             os.pwrite(fd, b"through the mount", 100)
-            assert page.data == old == pattern(SIZE)[:16384]
+            assert page.data == old == CONTENT[:16384]
         with file.page(0) as page:
             assert bytes(page.data[100:117]) == b"through the mount"
             version = page.version
@@ -124,7 +124,6 @@ def test_the_mount_itself_is_the_same_memory(mounted: Mount, client: LeaseClient
 
 def test_what_is_leased_stays(mounted: Mount, client: LeaseClient) -> None:
     """Rewritten through the mount and behind it, truncated, unlinked, and the pool run over."""
-    content = pattern(SIZE)
     (mounted.source / "more").write_bytes(os.urandom(24 * MIB))
     file = client.open("data", 4096)
     with file.pages(range(0, 400)) as pages:
@@ -137,7 +136,7 @@ def test_what_is_leased_stays(mounted: Mount, client: LeaseClient) -> None:
         os.unlink(mounted.path / "data")
         file.close()
         for page in pages:
-            assert page.data == content[page.number * 4096 :][:4096]
+            assert page.data == CONTENT[page.number * 4096 :][:4096]
     (mounted.source / "data").write_bytes(b"new" * 5000)
     with client.open("data", 4096) as file, file.page(0) as page:
         assert page.data == (b"new" * 5000)[:4096]
@@ -219,8 +218,8 @@ def test_a_view_outlives_its_block(mounted: Mount, client: LeaseClient) -> None:
         _ = page.data
     assert (client.leases, client.leaked) == (2, 2)
     (mounted.path / "data").write_bytes(bytes(SIZE))
-    assert kept == pattern(SIZE)[4106:4116]
-    assert also == pattern(SIZE)[3 * 4096 : 4 * 4096]
+    assert kept == CONTENT[4106:4116]
+    assert also == CONTENT[3 * 4096 : 4 * 4096]
     del kept, also
     gc.collect()
     assert (client.leases, client.leaked) == (0, 0)
@@ -242,7 +241,7 @@ def test_closed_while_something_is_looked_at(mounted: Mount) -> None:
         client.close()
     every_call_says_closed(client, file)
     (mounted.path / "data").write_bytes(bytes(SIZE))
-    assert kept == pattern(SIZE)[4096:8192]
+    assert kept == CONTENT[4096:8192]
     assert figures(mounted)["borrowed"] == 4096
     del page, kept, file, client
     gc.collect()
@@ -263,12 +262,12 @@ def test_the_child_of_a_fork(mounted: Mount, client: LeaseClient) -> None:
             except PoolUsageError as error:
                 said.append(str(error))
         with attach(mounted.path) as own, own.open("data", 4096) as again, again.page(7) as seven:
-            said.append(str(seven.data == pattern(SIZE)[7 * 4096 : 8 * 4096]))
+            said.append(str(seven.data == CONTENT[7 * 4096 : 8 * 4096]))
         return said
 
     said = run_child(in_child)
     assert "closed" in said[0] and "closed" in said[1] and said[2:] == ["", "True"]
-    assert page.data == pattern(SIZE)[7 * 4096 : 8 * 4096]
+    assert page.data == CONTENT[7 * 4096 : 8 * 4096]
     assert client.leases == 1
     with child(time.sleep, 600):
         page.release()
@@ -335,7 +334,7 @@ def test_the_daemon_dies(mounted: Mount) -> None:
     with file.page(3) as page, file.pages(range(10, 200)) as pages:
         mounted.kill()
         for each in (page, *pages):
-            assert each.data == pattern(SIZE)[each.number * 4096 :][:4096]
+            assert each.data == CONTENT[each.number * 4096 :][:4096]
         began = time.monotonic()
         for call in (lambda: file.page(4), lambda: file.size, lambda: client.open("data")):
             with pytest.raises(DaemonError, match=r"its daemon has gone"):
@@ -351,7 +350,7 @@ def test_unmounting_does_not_wait_for_clients(mounted: Mount, client: LeaseClien
     file = client.open("data", 4096)
     with file.page(3) as page:
         assert mounted.unmount() == 0
-        assert page.data == pattern(SIZE)[3 * 4096 : 4 * 4096]
+        assert page.data == CONTENT[3 * 4096 : 4 * 4096]
         with pytest.raises(DaemonError):
             file.page(4)
     assert not list(runtime_dir().glob(f"{mounted.minor}.lease"))
@@ -385,11 +384,11 @@ def test_garbage(mounted: Mount, client: LeaseClient) -> None:
                 other.send(rng.randbytes(rng.choice([1, 15, 16, 17, 40, 4000])))
                 assert other.recv(4096) == b""
             assert (mounted.path / "data").stat().st_size == SIZE
-        assert page.data == pattern(SIZE)[:4096]
+        assert page.data == CONTENT[:4096]
     assert figures(mounted)["dropped"] == 50
     wait_for("it is logged", lambda: mounted.log.read_text().count("sent what is no request") == 50)
     with file.page(1) as page:
-        assert page.data == pattern(SIZE)[4096:8192]
+        assert page.data == CONTENT[4096:8192]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
