@@ -96,7 +96,7 @@ def test_arrays_are_views(client: LeaseClient) -> None:
         with pytest.raises(ValueError):
             array[0] = 1
         with pytest.raises(PoolUsageError):
-            page.array("<u4", offset=4094)
+            page.array("<u4", offset=4094, count=1)
         del array, record
 
 
