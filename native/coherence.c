@@ -74,7 +74,10 @@ void zc_open_refresh(struct zc_req *r, struct zc_file *file, int fd, struct fuse
 	/* also with O_DIRECT, whose open would drop the cache of everybody else */
 	if (file->engine->sees_data && !data_changed(r->s, inode, fd, true))
 		out->open_flags |= FOPEN_KEEP_CACHE;
-	if (unseen || zc_stat_fd(fd, &stx) || atomic_load(&inode->told) != zc_told_of(&stx))
+	bool known = !zc_stat_fd(fd, &stx);
+	if (known && !file->engine->sees_data)
+		zc_ledger_add(&r->w->ledger[file->engine->index][0].passthrough, stx.stx_size);
+	if (unseen || !known || atomic_load(&inode->told) != zc_told_of(&stx))
 		zc_notify_inval_attr(r->s, zc_inode_id(r->s->inodes, inode));
 }
 

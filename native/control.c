@@ -24,6 +24,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "pool/pool.h"
 #include "sys.h"
 
 #define LINE_MOST 64
@@ -338,6 +339,7 @@ static void put_status(struct json *j, struct zc_session *s)
 	json_string(j, "engine", s->engine ? s->engine->name : "");
 	json_string(j, "transport", s->transport ? s->transport->name : "");
 	json_number(j, "threads", threads);
+	json_string(j, "splice", s->opt.splice);
 	json_string(j, "locks", s->opt.locks);
 	json_bool(j, "read_only", s->opt.read_only);
 	json_bool(j, "allow_other", s->opt.allow_other);
@@ -383,6 +385,93 @@ static void put_relay(struct json *j, struct zc_session *s)
 	json_close(j, "}");
 }
 
+/* The sums of all workers' ledgers. */
+struct moves {
+	uint64_t requests, delivered, copied_user, copied_kernel, moved, passthrough, syscalls;
+};
+
+static struct moves moves_of(const struct zc_session *s, unsigned engine, bool writes)
+{
+	struct moves sum = {0};
+
+	for (const struct zc_worker *w = s->workers; w; w = w->next) {
+		const struct zc_ledger *l = &w->ledger[engine][writes];
+		sum.requests += l->requests;
+		sum.delivered += l->delivered;
+		sum.copied_user += l->copied_user;
+		sum.copied_kernel += l->copied_kernel;
+		sum.moved += l->moved;
+		sum.passthrough += l->passthrough;
+		sum.syscalls += l->syscalls;
+	}
+	return sum;
+}
+
+static uint64_t delivered(const struct zc_session *s, bool writes)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < COUNT_OF(engines); i++)
+		sum += moves_of(s, engines[i]->index, writes).delivered;
+	return sum;
+}
+
+static void put_moves(struct json *j, const char *key, const struct moves *m)
+{
+	uint64_t copied = m->copied_user + m->copied_kernel;
+
+	json_open(j, key, "{");
+	json_number(j, "requests", m->requests);
+	json_number(j, "bytes_delivered", m->delivered);
+	json_number(j, "bytes_copied_user", m->copied_user);
+	json_number(j, "bytes_copied_kernel", m->copied_kernel);
+	json_number(j, "bytes_moved", m->moved);
+	json_number(j, "bytes_passthrough", m->passthrough);
+	json_number(j, "syscalls", m->syscalls);
+	if (m->delivered) /* in two steps, or it would overflow after 16 PiB */
+		json_milli(j, "copies_per_byte", copied / m->delivered * 1000 +
+			   (uint64_t)((double)(copied % m->delivered) * 1000 / (double)m->delivered));
+	json_close(j, "}");
+}
+
+static void put_ledger(struct json *j, const struct zc_session *s)
+{
+	json_open(j, "ledger", "{");
+	for (size_t i = 0; i < COUNT_OF(engines); i++) {
+		struct moves reads = moves_of(s, engines[i]->index, false);
+		struct moves writes = moves_of(s, engines[i]->index, true);
+		json_open(j, engines[i]->name, "{");
+		put_moves(j, "read", &reads);
+		put_moves(j, "write", &writes);
+		json_close(j, "}");
+	}
+	json_close(j, "}");
+}
+
+static void put_pool(struct json *j, const struct zc_session *s)
+{
+	struct zc_pool_stats st;
+
+	if (!s->pool)
+		return;
+	zc_pool_statistics(s->pool, &st);
+	json_open(j, "pool", "{");
+	json_number(j, "hits", st.hits);
+	json_number(j, "misses", st.misses);
+	json_number(j, "readahead", st.readahead);
+	json_number(j, "evictions", st.evictions);
+	json_number(j, "bytes_read", st.bytes_read);
+	json_number(j, "bytes_written", st.bytes_written);
+	json_number(j, "bytes_copied", st.bytes_copied);
+	json_number(j, "bypass_bytes", st.bypass_bytes);
+	json_number(j, "waits", st.waits);
+	json_number(j, "requests", st.requests);
+	json_number(j, "syscalls", st.syscalls);
+	json_number(j, "borrowed", st.borrowed);
+	json_number(j, "size", st.size);
+	json_close(j, "}");
+}
+
 static void put_stats(struct json *j, struct zc_session *s)
 {
 	uint64_t threads, busy;
@@ -394,8 +483,10 @@ static void put_stats(struct json *j, struct zc_session *s)
 		if (zc_opinfo[op].name)
 			put_request(j, s, op);
 	json_close(j, "}");
-	json_number(j, "bytes_read", s->bytes_read);
-	json_number(j, "bytes_written", s->bytes_written);
+	json_number(j, "bytes_read", delivered(s, false));
+	json_number(j, "bytes_written", delivered(s, true));
+	put_ledger(j, s);
+	put_pool(j, s);
 	put_relay(j, s);
 	json_open(j, "workers", "{");
 	json_number(j, "threads", threads);

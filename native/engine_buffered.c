@@ -3,7 +3,8 @@
  *
  * No allocation, data straight between the transport's buffer and the source. A READ first asks for
  * what is in the page cache, so that a batch of hits is answered by one thread; only what has to
- * wait for the disk costs another.
+ * wait for the disk costs another. Where splicing is chosen a READ names the range of the file, and
+ * the transport moves it.
  */
 #include <sys/uio.h>
 #include <unistd.h>
@@ -17,11 +18,12 @@
 
 /* As much as can be read from `fd`; stops at the end of the file. An error counts even if some came
  * before it: the kernel takes a short reply for the end of the file. */
-static ssize_t read_full(int fd, char *buf, size_t size, off_t at)
+static ssize_t read_full(int fd, char *buf, size_t size, off_t at, struct zc_ledger *ledger)
 {
 	size_t done = 0;
 	while (done < size) {
 		ssize_t n = ZC_SYS("pread", pread(fd, buf + done, size - done, at + (off_t)done));
+		zc_ledger_add(&ledger->syscalls, 1);
 		if (n < 0)
 			return n;
 		if (n == 0)
@@ -31,54 +33,63 @@ static ssize_t read_full(int fd, char *buf, size_t size, off_t at)
 	return (ssize_t)done;
 }
 
-ssize_t zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at)
+int zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at,
+		     struct zc_bufvec *to)
 {
 	int fd = zc_file_fd(r->s, file);
 	if (fd < 0)
 		return fd;
+	if (zc_splice_read(r->w, at, size)) {
+		zc_may_block(r->w);
+		return zc_bufvec_add_file(to, fd, at, size);
+	}
 	struct iovec iov = {r->out, size};
 	ssize_t n = ZC_SYS("preadv2", preadv2(fd, &iov, 1, at, RWF_NOWAIT));
-	if (n == (ssize_t)size)
-		return n;
+	zc_ledger_add(&to->ledger->syscalls, 1);
 	size_t got = n > 0 ? (size_t)n : 0;
-	zc_may_block(r->w);
-	n = read_full(fd, r->out + got, size - got, at + (off_t)got);
-	return n < 0 ? n : n + (ssize_t)got;
+	if (got < size) {
+		zc_may_block(r->w);
+		n = read_full(fd, r->out + got, size - got, at + (off_t)got, to->ledger);
+		if (n < 0)
+			return (int)n;
+		got += (size_t)n;
+	}
+	zc_ledger_add(&to->ledger->copied_kernel, got);
+	return zc_bufvec_add_memory(to, r->out, got);
 }
 
-static ssize_t write_full(int fd, const char *buf, size_t size, off_t at, int flags)
+/* Neither RWF_ flags nor O_APPEND go with splice(2), nor does every file system. */
+static ssize_t write_full(struct zc_req *r, int fd, struct zc_bufvec *from, off_t at, int flags,
+			  bool append)
 {
-	size_t done = 0;
-	while (done < size) {
-		struct iovec iov = {(void *)(uintptr_t)(buf + done), size - done};
-		ssize_t n = ZC_SYS("pwritev2", pwritev2(fd, &iov, 1, at + (off_t)done, flags));
-		if (n <= 0)
-			return done ? (ssize_t)done : n;
-		done += (size_t)n;
-	}
-	return (ssize_t)done;
+	size_t whole = from->size;
+	ssize_t n = -EINVAL;
+	if (!zc_bufvec_has_descriptor(from) || (!flags && !append))
+		n = zc_bufvec_to_file(from, fd, at, flags);
+	if (n != -EINVAL || from->size != whole || !zc_bufvec_has_descriptor(from))
+		return n;
+	n = zc_bufvec_gather(from, r->out, r->out_cap);
+	return n < 0 ? n : zc_bufvec_to_file(from, fd, at, flags);
 }
 
 /* A page of a shared mapping comes with the descriptor of any writer; where that appends, the page
  * must still go to its own place. */
-static ssize_t write_page(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
-			  off_t at)
+static ssize_t write_page(struct zc_req *r, struct zc_file *file, struct zc_bufvec *from, off_t at)
 {
-	ssize_t n = write_full(zc_file_fd(r->s, file), buf, size, at, RWF_NOAPPEND);
+	ssize_t n = write_full(r, zc_file_fd(r->s, file), from, at, RWF_NOAPPEND, false);
 	if (n != -EOPNOTSUPP)
 		return n;
 	ZC_CLOSE(own);
 	own.fd = zc_inode_open(r->s->inodes, file->inode, O_WRONLY);
-	return own.fd < 0 ? own.fd : write_full(own.fd, buf, size, at, 0);
+	return own.fd < 0 ? own.fd : write_full(r, own.fd, from, at, 0, false);
 }
 
-ssize_t zc_buffered_write(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
-			  off_t at)
+ssize_t zc_buffered_write(struct zc_req *r, struct zc_file *file, struct zc_bufvec *from, off_t at)
 {
 	const struct fuse_write_in *in = r->in;
 	if (in->write_flags & FUSE_WRITE_CACHE && file->flags & O_APPEND)
-		return write_page(r, file, buf, size, at);
-	return write_full(zc_file_fd(r->s, file), buf, size, at, 0);
+		return write_page(r, file, from, at);
+	return write_full(r, zc_file_fd(r->s, file), from, at, 0, file->flags & O_APPEND);
 }
 
 static int buffered_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,

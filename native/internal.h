@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "bufvec.h"
 #include "wire/abi.h"
 
 #define ZC_VERSION "0.1.0"
@@ -135,7 +136,8 @@ struct zc_req {
 	size_t arg_len;
 	const void *ext; /* extensions (supplementary groups), unaligned; or NULL */
 	size_t ext_len;
-	char *out; /* body of the reply */
+	bool piped; /* the data of this WRITE is in the worker's pipe, not at `arg` */
+	char *out; /* body of the reply; of a READ in w->data instead, which may lie here */
 	size_t out_cap, out_len;
 };
 
@@ -233,11 +235,12 @@ struct zc_engine {
 	 * -EOPNOTSUPP: cannot serve this inode, take the next engine. */
 	int (*open)(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
 		    struct fuse_open_out *out);
-	/* The data of a READ: bytes, with less than `size` only at the end of the file. */
-	ssize_t (*read)(struct zc_req *r, struct zc_file *file, size_t size, off_t at);
-	/* Bytes written; `r` is a WRITE, whose flags may matter. */
-	ssize_t (*write)(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
-			 off_t at);
+	/* The data of a READ into `to`, which is begun: less than `size` only at the end of the file.
+	 * Memory at r->out may be used, in its place: what goes n bytes into the reply at r->out + n. */
+	int (*read)(struct zc_req *r, struct zc_file *file, size_t size, off_t at,
+		    struct zc_bufvec *to);
+	/* Bytes written; `r` is a WRITE, whose flags may matter. `from` may be gathered at r->out. */
+	ssize_t (*write)(struct zc_req *r, struct zc_file *file, struct zc_bufvec *from, off_t at);
 	/* When the last open file of the inode has gone. */
 	void (*last_close)(struct zc_session *s, struct zc_opened *o);
 };
@@ -247,9 +250,9 @@ extern const struct zc_engine zc_engine_kernel, zc_engine_buffered, zc_engine_po
 void zc_pool_file_done(struct zc_file *file);
 /* The bytes from … to - 1 of the file behind `fd` were changed by us, but not through the pool. */
 void zc_pool_changed(struct zc_session *s, int fd, uint64_t from, uint64_t to);
-ssize_t zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at);
-ssize_t zc_buffered_write(struct zc_req *r, struct zc_file *file, const char *buf, size_t size,
-			  off_t at);
+int zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t at,
+		     struct zc_bufvec *to);
+ssize_t zc_buffered_write(struct zc_req *r, struct zc_file *file, struct zc_bufvec *from, off_t at);
 
 /* Opens the engine's side of `file`; `fd` >= 0 is handed over. */
 int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
@@ -325,6 +328,11 @@ struct zc_worker {
 	void *priv;	 /* the transport's */
 	_Atomic int started; /* 0: not yet, 1: yes, -errno */
 	struct zc_opstat ops[FUSE_OPCODE_END];
+	struct zc_ledger ledger[ZC_ENGINES][2]; /* reads, writes */
+	struct zc_bufvec data;	/* of the READ or WRITE in service */
+	struct zc_ledger *moves; /* the ledger of that; NULL: another request */
+	struct zc_pipe pipe;
+	bool no_pipe; /* none is to be had */
 };
 
 struct zc_transport {
@@ -335,8 +343,9 @@ struct zc_transport {
 	/* Waits for the next request. 0: w->req holds it. -ENODEV: the session has ended.
 	 * -EINTR, -EAGAIN: call again. */
 	int (*next)(struct zc_worker *w);
-	/* The request in service is done: error (0 or -errno) and w->req.out go to the kernel, at
-	 * the latest with the following call of `next`. */
+	/* The request in service is done: error (0 or -errno) and w->data, or w->req.out if that is
+	 * empty, go to the kernel, at the latest with the following call of `next`; w->data is
+	 * ended. */
 	void (*reply)(struct zc_worker *w, int error);
 	void (*stop)(struct zc_worker *w);
 };
@@ -351,6 +360,14 @@ int zc_wait_begin(struct zc_worker *w);
 void zc_wait_end(struct zc_worker *w);
 /* Wakes the thread that serves `unique`; false if none does. */
 bool zc_interrupt(struct zc_session *s, uint64_t unique);
+
+/* splice.c ------------------------------------------------------------------------------- */
+
+bool zc_splice_always(const struct zc_session *s);
+/* Whether the data of a READ of a file through the page cache is to go by splice. Makes the pipe. */
+bool zc_splice_read(struct zc_worker *w, off_t at, size_t size);
+/* Whether requests are to be taken by splice. Likewise. */
+bool zc_splice_take(struct zc_worker *w);
 
 /* relay.c -------------------------------------------------------------------------------- */
 
@@ -423,6 +440,7 @@ struct zc_options {
 	size_t pool_size;
 	uint32_t frame_size;
 	const char *io;
+	const char *splice; /* auto, always, never */
 	double attr_timeout, entry_timeout;
 	const char *fsname, *subtype; /* NULL: the source; "": none */
 	unsigned long mount_flags;    /* MS_* */
@@ -467,7 +485,7 @@ struct zc_session {
 	int end_efd; /* eventfd: readable when the session has ended */
 	_Atomic int open_fds; /* descriptors that open files hold */
 	int open_fds_most;    /* more would leave none for names; 0: no bound */
-	_Atomic uint64_t bytes_read, bytes_written, open_files[ZC_ENGINES], backing_ids;
+	_Atomic uint64_t open_files[ZC_ENGINES], backing_ids;
 	_Atomic uint64_t early_interrupts[EARLY_INTERRUPTS]; /* perhaps not yet taken up */
 	_Atomic unsigned early_next;
 	_Atomic uint64_t echo_nodeid; /* a regular file, for zc_notify_echo */

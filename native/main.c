@@ -53,6 +53,7 @@ static const char usage[] =
 	"  --io io_uring|aio|threads       how the pool reads the disk (the best that works)\n"
 	"  --transport auto|dev|uring      how requests reach the daemon\n"
 	"  --locks source|local            where POSIX and flock locks are taken\n"
+	"  --splice auto|always|never      whether data is moved through pipes instead of copied (auto)\n"
 	"  --read-only                     write nothing to the source, access times included\n"
 	"  --allow-other                   let other users in\n"
 	"  --threads N                     threads per queue at the start (3)\n"
@@ -76,7 +77,8 @@ static void set_choice(const char **to, const char *name, const char *value)
 	static const char *const transports[] = {"auto", "dev", "uring", NULL};
 	static const char *const locks[] = {"source", "local", NULL};
 	static const char *const io[] = {"io_uring", "aio", "threads", NULL};
-	const char *const *choices = *name == 'e' ? engines : *name == 't' ? transports :
+	static const char *const splice[] = {"auto", "always", "never", NULL};
+	const char *const *choices = *name == 's' ? splice : *name == 'e' ? engines : *name == 't' ? transports :
 				     *name == 'i' ? io : locks;
 	if (!one_of(value, choices))
 		die(EXIT_USAGE, "--%s: unknown value '%s' (see --help)", name, value);
@@ -186,6 +188,8 @@ static void set_mount_option(struct zc_options *o, char *opt)
 		set_choice(&o->transport, opt, value);
 	else if (!strcmp(opt, "locks"))
 		set_choice(&o->locks, opt, value);
+	else if (!strcmp(opt, "splice"))
+		set_choice(&o->splice, opt, value);
 	else if (!strcmp(opt, "threads"))
 		o->threads = threads_of(opt, value);
 	else if (!strcmp(opt, "log"))
@@ -206,7 +210,7 @@ static void set_mount_options(struct zc_options *o, char *list)
 		set_mount_option(o, opt);
 }
 
-enum { OPT_ENGINE = 256, OPT_POOL_SIZE, OPT_FRAME_SIZE, OPT_IO, OPT_TRANSPORT, OPT_LOCKS, OPT_READ_ONLY, OPT_ALLOW_OTHER, OPT_THREADS,
+enum { OPT_ENGINE = 256, OPT_POOL_SIZE, OPT_FRAME_SIZE, OPT_IO, OPT_TRANSPORT, OPT_LOCKS, OPT_SPLICE, OPT_READ_ONLY, OPT_ALLOW_OTHER, OPT_THREADS,
        OPT_LOG, OPT_FOREGROUND, OPT_READY_FD, OPT_CONTROL_PLANE, OPT_PROBE, OPT_VERSION, OPT_HELP };
 
 static const struct option long_options[] = {
@@ -216,6 +220,7 @@ static const struct option long_options[] = {
 	{"io", required_argument, NULL, OPT_IO},
 	{"transport", required_argument, NULL, OPT_TRANSPORT},
 	{"locks", required_argument, NULL, OPT_LOCKS},
+	{"splice", required_argument, NULL, OPT_SPLICE},
 	{"read-only", no_argument, NULL, OPT_READ_ONLY},
 	{"allow-other", no_argument, NULL, OPT_ALLOW_OTHER},
 	{"threads", required_argument, NULL, OPT_THREADS},
@@ -252,6 +257,8 @@ static void set_option(struct zc_options *o, int c, char *value)
 		return set_choice(&o->transport, "transport", value);
 	case OPT_LOCKS:
 		return set_choice(&o->locks, "locks", value);
+	case OPT_SPLICE:
+		return set_choice(&o->splice, "splice", value);
 	case OPT_READ_ONLY:
 		o->read_only = true;
 		return;
@@ -568,7 +575,7 @@ static void stop(struct zc_session *s)
 int main(int argc, char **argv)
 {
 	static struct zc_session s = {
-		.opt = {.engine = "auto", .transport = "auto", .locks = "source", .subtype = "zcfs",
+		.opt = {.engine = "auto", .transport = "auto", .locks = "source", .splice = "auto", .subtype = "zcfs",
 			.attr_timeout = 1, .entry_timeout = 1, .ready_fd = -1, .threads = 3,
 			.pool_size = (size_t)256 << 20, .frame_size = 16384},
 		.fd = -1,

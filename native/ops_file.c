@@ -52,19 +52,34 @@ int zc_op_READ(struct zc_req *r)
 	const struct fuse_read_in *in = r->in;
 	struct zc_file *file = zc_file_of(in->fh);
 	size_t size = in->size < r->out_cap ? in->size : r->out_cap;
-	ssize_t n = file->engine->read(r, file, size, (off_t)in->offset);
-	if (n < 0)
-		return (int)n;
-	atomic_fetch_add_explicit(&r->s->bytes_read, (uint64_t)n, memory_order_relaxed);
-	return zc_reply(r, (size_t)n);
+	struct zc_bufvec *data = &r->w->data;
+	struct zc_ledger *ledger = r->w->moves = &r->w->ledger[file->engine->index][0];
+	zc_ledger_add(&ledger->requests, 1);
+	zc_bufvec_begin(data, ledger);
+	int err = file->engine->read(r, file, size, (off_t)in->offset, data);
+	return err ? err : zc_reply(r, data->size);
+}
+
+/* Over /dev/fuse and io_uring the kernel has copied it; into a pipe it moves its pages. */
+static int write_data(struct zc_req *r, size_t size, struct zc_ledger *ledger)
+{
+	struct zc_bufvec *data = &r->w->data;
+	zc_ledger_add(&ledger->requests, 1);
+	zc_ledger_add(r->piped ? &ledger->moved : &ledger->copied_kernel, size);
+	zc_bufvec_begin(data, ledger);
+	return r->piped ? zc_bufvec_add_pipe(data, r->w->pipe.out, size)
+			: zc_bufvec_add_memory(data, r->arg, size);
 }
 
 int zc_op_WRITE(struct zc_req *r)
 {
 	const struct fuse_write_in *in = r->in;
 	struct zc_file *file = zc_file_of(in->fh);
+	struct zc_ledger *ledger = r->w->moves = &r->w->ledger[file->engine->index][1];
 	int fd = zc_file_fd(r->s, file);
 	ssize_t n = fd < 0 ? fd : zc_check_writable(r);
+	if (!n)
+		n = write_data(r, in->size, ledger);
 	if (n < 0)
 		return (int)n;
 	bool kill = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
@@ -73,13 +88,14 @@ int zc_op_WRITE(struct zc_req *r)
 		zc_no_privilege(r);
 	else
 		zc_fsetid_on(r->w);
-	n = file->engine->write(r, file, r->arg, in->size, (off_t)in->offset);
+	n = file->engine->write(r, file, &r->w->data, (off_t)in->offset);
+	zc_bufvec_end(&r->w->data);
 	if (kill)
 		zc_as_self(r);
 	zc_change_end(r->s, file->inode, fd, begun);
 	if (n < 0)
 		return (int)n;
-	atomic_fetch_add_explicit(&r->s->bytes_written, (uint64_t)n, memory_order_relaxed);
+	zc_ledger_add(&ledger->delivered, (uint64_t)n);
 	struct fuse_write_out *out = (void *)r->out;
 	*out = (struct fuse_write_out){.size = (uint32_t)n};
 	return zc_reply(r, sizeof(*out));

@@ -202,7 +202,9 @@ static void answer_init(struct zc_session *s, const struct fuse_init_in *in,
 {
 	s->kernel_minor = in->minor < FUSE_MINOR ? in->minor : FUSE_MINOR;
 	s->features = offered_features(in) & wanted_features(s);
-	s->max_write = ZC_MAX_WRITE;
+	/* what is spliced must fit a pipe of 1 MiB, the most that is granted to us, with its header */
+	s->max_write = zc_splice_always(s) && s->transport == &zc_transport_dev ? ZC_MAX_WRITE / 2
+										: ZC_MAX_WRITE;
 	*out = (struct fuse_init_out){
 		.major = FUSE_MAJOR,
 		.minor = FUSE_MINOR,
@@ -308,11 +310,15 @@ void zc_choose_transport(struct zc_session *s)
 	s->transport = &zc_transport_dev;
 	if (!strcmp(s->opt.transport, "dev"))
 		return;
+	if (zc_splice_always(s) && strcmp(s->opt.transport, "uring"))
+		return;
 	const char *missing = s->privileged ? uring_missing() : "needs root";
 	if (!missing)
 		s->transport = &zc_transport_uring;
 	else if (!strcmp(s->opt.transport, "uring"))
 		zc_degrade(s, "io_uring transport", "%s", missing);
+	if (!missing && zc_splice_always(s))
+		zc_degrade(s, "splice", "FUSE over io_uring copies: nothing is spliced");
 }
 
 static int queue_setup(struct zc_session *s, const struct zc_transport *t, unsigned index)

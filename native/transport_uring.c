@@ -163,6 +163,17 @@ static void uring_reply(struct zc_worker *w, int error)
 	struct ring *ring = w->priv;
 	struct fuse_out_header h = {.unique = w->req.hdr.unique, .error = error};
 	size_t len = error ? 0 : w->req.out_len;
+	if (!error && w->data.size) {
+		ssize_t n = zc_bufvec_gather(&w->data, ring->payload, ZC_MAX_WRITE);
+		h.error = n < 0 ? (int)n : 0;
+		len = n < 0 ? 0 : (size_t)n;
+		zc_ledger_add(&w->moves->copied_kernel, len); /* with the commit */
+		zc_ledger_add(&w->moves->delivered, len);
+	}
+	if (w->moves)
+		zc_ledger_add(&w->moves->syscalls, 1);
+	w->moves = NULL;
+	zc_bufvec_end(&w->data);
 	h.len = (uint32_t)(sizeof(h) + len);
 	memcpy(ring->header->in_out, &h, sizeof(h));
 	ring->header->ring_ent_in_out.payload_sz = (uint32_t)len;

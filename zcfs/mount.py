@@ -34,6 +34,7 @@ ENGINES = ("auto", "kernel", "pool", "buffered")
 TRANSPORTS = ("auto", "dev", "uring")
 IO = ("io_uring", "aio", "threads")
 LOCKS = ("source", "local")
+SPLICE = ("auto", "always", "never")
 
 READY_TIMEOUT = 60.0  #: seconds for zcfsd to mount and answer
 EXIT_TIMEOUT = 10.0  #: seconds for zcfsd to end when it could not mount
@@ -59,6 +60,7 @@ class Options:
     pool_size: str | None = None  #: of the pool engine, as "256M"
     frame_size: str | None = None  #: of its frames, "4K" to "64K"
     io: str | None = None  #: how the pool reads the disk
+    splice: str | None = None  #: whether data is moved through pipes: auto, always, never
     mount_options: tuple[str, ...] = ()  #: as after -o: "ro", "fsname=x", "engine=kernel"
 
     def arguments(self) -> list[str]:
@@ -66,7 +68,8 @@ class Options:
         args = []
         named = {"engine": self.engine, "transport": self.transport, "locks": self.locks,
                  "threads": self.threads, "log": self.log, "pool-size": self.pool_size,
-                 "frame-size": self.frame_size, "io": self.io}  # fmt: skip
+                 "frame-size": self.frame_size, "io": self.io,
+                 "splice": self.splice}  # fmt: skip
         for name, value in named.items():
             if value is not None:
                 args += [f"--{name}", str(value)]

@@ -231,6 +231,51 @@ ssize_t zc_pool_read_segments(struct zc_pool_file *f, uint64_t off, size_t len,
 	return (ssize_t)done;
 }
 
+/* All wanted pages are pinned; whether they have all the bytes, which are in `segments` then. */
+static bool take_cached(struct zc_pool_file *f, uint64_t off, size_t want, const struct zc_want *w,
+			unsigned n, struct zc_segment *segments)
+{
+	size_t done = 0, size = f->view->page_size;
+	for (unsigned i = 0; i < n; i++) {
+		size_t in = (size_t)((off + done) & (size - 1)), part = size - in;
+		part = part < want - done ? part : want - done;
+		if (page_part(f, &w[i], in, part) < part)
+			return false;
+		segments[i] = (struct zc_segment){zc_frame_data(f->pool, w[i].frame) + in, part,
+						  w[i].frame};
+		done += part;
+	}
+	for (unsigned i = 0; i < n; i++)
+		note_use(f, &w[i]);
+	return true;
+}
+
+ssize_t zc_pool_read_cached(struct zc_pool_file *f, uint64_t off, size_t len,
+			    struct zc_segment *segments, unsigned *count)
+{
+	struct zc_want w[ZC_BATCH];
+	ssize_t want = clamp_len(f, off, len);
+	bool all = true;
+	if (want <= 0) {
+		*count = want < 0 ? *count : 0;
+		return want;
+	}
+	unsigned n = make_wants(f, off, (size_t)want, w, *count);
+	if ((w[n - 1].page + 1) << f->view->shift < off + (size_t)want) /* for one batch too many */
+		return -EAGAIN;
+	zc_pages_get(f, w, n, ZC_GET_CACHED);
+	for (unsigned i = 0; i < n; i++)
+		all &= !w[i].error;
+	if (all && take_cached(f, off, (size_t)want, w, n, segments)) {
+		*count = n;
+		return want;
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (!w[i].error)
+			zc_unpin(f->pool, w[i].frame);
+	return -EAGAIN;
+}
+
 void zc_segments_release(struct zc_pool *p, struct zc_segment *segments, unsigned count)
 {
 	int64_t units = 0;

@@ -334,6 +334,7 @@ struct zc_want {
 enum zc_get {
 	ZC_GET_BORROW, /* within the borrow limit; -EBUSY where exclusively borrowed */
 	ZC_GET_READ,   /* beyond it */
+	ZC_GET_CACHED, /* the same, and waits for nothing: all or none, which is -EAGAIN */
 	ZC_GET_AHEAD,  /* only what is missing, not pinned, waiting for nothing */
 	ZC_GET_STREAM, /* the same, and the first page read gets the mark of readahead */
 };

@@ -486,6 +486,15 @@ static void keep_some(struct zc_pool *p, struct zc_want *w, unsigned n, int64_t 
 		}
 }
 
+static void unpin_all(struct zc_pool *p, struct zc_want *w, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		if (!w[i].error)
+			zc_unpin(p, w[i].frame);
+		w[i].error = -EAGAIN;
+	}
+}
+
 void zc_pages_get(struct zc_pool_file *f, struct zc_want *w, unsigned n, enum zc_get how)
 {
 	struct zc_pool *p = f->pool;
@@ -499,8 +508,12 @@ void zc_pages_get(struct zc_pool_file *f, struct zc_want *w, unsigned n, enum zc
 	}
 	for (unsigned i = 0; i < n; i += PREFETCH)
 		missing += pin_present(f, w + i, n - i < PREFETCH ? n - i : PREFETCH, &units);
-	if (units && zc_budget_take(p, units, how == ZC_GET_READ))
+	if (units && zc_budget_take(p, units, how == ZC_GET_READ || how == ZC_GET_CACHED))
 		keep_some(p, w, n, zc_units(f->view->class));
+	if (how == ZC_GET_CACHED && missing) {
+		unpin_all(p, w, n);
+		return;
+	}
 	for (unsigned i = 0; i < n; i++)
 		hits += !w[i].error;
 	ZC_COUNT(p, hits, hits);

@@ -142,6 +142,11 @@ struct zc_segment {
  * into a buffer. */
 ssize_t zc_pool_read_segments(struct zc_pool_file *file, uint64_t off, size_t len,
 			      struct zc_segment *segments, unsigned *count);
+/* The same if all of it is in the pool now: reads and waits for nothing. They may go beyond what may
+ * be borrowed, so they are for a moment. -EAGAIN: something is missing, or segments are; `*count`
+ * untouched. */
+ssize_t zc_pool_read_cached(struct zc_pool_file *file, uint64_t off, size_t len,
+			    struct zc_segment *segments, unsigned *count);
 void zc_segments_release(struct zc_pool *pool, struct zc_segment *segments, unsigned count);
 
 /* As pwrite(2) (`rw_flags`: 0, RWF_DSYNC or RWF_SYNC), of any alignment; the file's end comes out

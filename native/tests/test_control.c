@@ -83,6 +83,12 @@ void zc_leases_status(struct zc_leases *l, struct zc_lease_status *out)
 					.refused = 7, .dropped = 8};
 }
 
+void zc_pool_statistics(struct zc_pool *pool, struct zc_pool_stats *out)
+{
+	(void)pool;
+	*out = (struct zc_pool_stats){.hits = 11, .misses = 4};
+}
+
 const struct zc_engine zc_engine_kernel = {.name = "kernel", .index = 0};
 const struct zc_engine zc_engine_buffered = {.name = "buffered", .index = 1, .needs_fd = true};
 const struct zc_engine zc_engine_pool = {.name = "pool", .index = 2, .needs_fd = true};
@@ -99,6 +105,7 @@ static void session_init(void)
 	session.opt.source = "/srv/data";
 	session.opt.mountpoint = "/mnt/data";
 	session.opt.locks = "source";
+	session.opt.splice = "auto";
 	session.opt.allow_other = true;
 	session.dev_minor = MINOR;
 	session.kernel_minor = 45;
@@ -109,8 +116,12 @@ static void session_init(void)
 	session.transport = &transport;
 	session.engine = &zc_engine_kernel;
 	session.started_ns = zc_now_ns() - 12345678901u;
-	session.bytes_read = 16384;
-	session.bytes_written = 512;
+	workers[0].ledger[1][0] = (struct zc_ledger){
+		.requests = 3, .delivered = 16000, .copied_user = 8000, .copied_kernel = 16000,
+		.moved = 5, .passthrough = 6, .syscalls = 9};
+	workers[1].ledger[2][0].delivered = 384;
+	workers[1].ledger[1][1].delivered = 512;
+	session.pool = (struct zc_pool *)&session;
 	session.open_files[0] = 3;
 	session.open_files[1] = 1;
 	session.backing_ids = 2;
@@ -142,7 +153,7 @@ static void test_status(void)
 	EXPECT(has(text, "\"source\": \"/srv/data\", \"mountpoint\": \"/mnt/data\", "
 			 "\"device\": \"0:1000001\", \"protocol\": \"7.45\", \"uptime_s\": 12."));
 	EXPECT(has(text, "\"engine\": \"kernel\", \"transport\": \"dev\", \"threads\": 5, "
-			 "\"locks\": \"source\", \"read_only\": false, \"allow_other\": true, "
+			 "\"splice\": \"auto\", \"locks\": \"source\", \"read_only\": false, \"allow_other\": true, "
 			 "\"max_write\": 1048576, \"control_plane\": {\"state\": \"off\", "
 			 "\"pid\": 0, \"restarts\": 0}, \"engines\": {\"kernel\": "
 			 "{\"open_files\": 3}, \"buffered\": {\"open_files\": 1}, "
@@ -177,7 +188,14 @@ static void test_stats(void)
 	EXPECT(!strncmp(text, "{\"uptime_s\": 12.", 16));
 	EXPECT(has(text, "\"requests\": {\"LOOKUP\": {\"count\": 10, \"errors\": 2, "
 			 "\"ns\": 1500000}, \"READ\": {\"count\": 4, \"errors\": 0, \"ns\": 0}}, "
-			 "\"bytes_read\": 16384, \"bytes_written\": 512, \"relay\": "
+			 "\"bytes_read\": 16384, \"bytes_written\": 512, \"ledger\": {"));
+	EXPECT(has(text, "\"buffered\": {\"read\": {\"requests\": 3, \"bytes_delivered\": 16000, "
+			 "\"bytes_copied_user\": 8000, \"bytes_copied_kernel\": 16000, "
+			 "\"bytes_moved\": 5, \"bytes_passthrough\": 6, \"syscalls\": 9, "
+			 "\"copies_per_byte\": 1.500}, \"write\": {\"requests\": 0, "
+			 "\"bytes_delivered\": 512, "));
+	EXPECT(has(text, "\"pool\": {\"hits\": 11, \"misses\": 4, "));
+	EXPECT(has(text, "\"relay\": "
 			 "{\"requests\": 9, \"outstanding\": 2, \"restarts\": 1}, \"workers\": "
 			 "{\"threads\": 5, \"jobs\": 2}, \"inodes\": 17, \"descriptors\": 21}"));
 	free(text);

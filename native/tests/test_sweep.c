@@ -114,6 +114,9 @@ static int ask(struct run *u, uint32_t opcode, uint64_t nodeid, const void *in, 
 	atomic_store(&u->w.unique, r->hdr.unique);
 	err = zc_req_serve(r);
 	atomic_store(&u->w.unique, 0);
+	if (!err && u->w.data.size) /* as a transport does */
+		EXPECT_IS(zc_bufvec_gather(&u->w.data, r->out, r->out_cap), r->out_len);
+	zc_bufvec_end(&u->w.data);
 	EXPECT(err <= 0 && err > -4096);
 	EXPECT(err != -ENOSYS || opcode == FUSE_POLL);
 	EXPECT(r->out_len <= r->out_cap);

@@ -15,7 +15,7 @@ pytest.register_assert_rewrite("mount.posix")
 
 from . import harness
 from .guard import mounts_below, thaw
-from .harness import MODES, Mode, Mount
+from .harness import MODES, TABLE_MODES, Mode, Mount
 
 SKIPPED: dict[Mode, str] = {}
 _numbers = itertools.count()
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "place" in metafunc.fixturenames:
         peer = metafunc.config.getoption("--peer")
-        places = ["bare", "peer"] if peer else ["bare", *MODES]
+        places = ["bare", "peer"] if peer else ["bare", *TABLE_MODES]
         metafunc.parametrize("place", places, ids=str, indirect=True, scope="session")
 
 

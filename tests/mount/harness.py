@@ -1,6 +1,6 @@
 """zcfsd as a test sees it: started on a source and a mount point, asked, watched, and ended.
 
-A mode is an engine and a transport. What a machine does not grant is skipped, with the reason that
+A mode is an engine and a transport, and whether data is spliced. What a machine does not grant is skipped, with the reason that
 `zcfsd --probe` gives; what was skipped is compared at the end of the session with what the probe
 grants (conftest.py).
 """
@@ -33,14 +33,17 @@ from .linux import PATIENCE, wait_for
 class Mode:
     engine: str
     transport: str
+    splice: str = "auto"
 
     def __str__(self) -> str:
-        return f"{self.engine}/{self.transport}"
+        splice = "" if self.splice == "auto" else f"/splice-{self.splice}"
+        return f"{self.engine}/{self.transport}{splice}"
 
 
 MODES = [
     Mode(engine, transport) for engine in ("kernel", "pool", "buffered") for transport in ("dev", "uring")
 ]
+TABLE_MODES = [*MODES, Mode("buffered", "dev", "always")]  # of the POSIX table
 NEEDS = {"kernel": "passthrough", "uring": "fuse_io_uring"}  # names in the probe
 
 
@@ -249,6 +252,7 @@ def command_line(mode: Mode | None, options: Sequence[str], computed: bool) -> l
     command = [str(binary), "--foreground"]
     if mode is not None:
         command += ["--engine", mode.engine, "--transport", mode.transport]
+        command += ["--splice", mode.splice] if mode.splice != "auto" else []
     if os.geteuid() == 0:
         command.append("--allow-other")
     python = control_plane() if computed else None

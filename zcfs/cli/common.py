@@ -12,7 +12,7 @@ from typing import Any
 
 from zcfs import control, mountinfo
 from zcfs.errors import ZcfsError
-from zcfs.mount import ENGINES, IO, LOCKS, TRANSPORTS, Options
+from zcfs.mount import ENGINES, IO, LOCKS, SPLICE, TRANSPORTS, Options
 from zcfs.mountinfo import Mount
 
 
@@ -24,6 +24,7 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--frame-size", metavar="SIZE", help="of its frames, 4K to 64K (16K)")
     group.add_argument("--io", choices=IO, help="how the pool reads the disk")
     group.add_argument("--transport", choices=TRANSPORTS, help="how requests reach the daemon")
+    group.add_argument("--splice", choices=SPLICE, help="move data through pipes, not copy it")
     group.add_argument("--locks", choices=LOCKS, help="take locks on the source too, or locally")
     group.add_argument(
         "--read-only", action="store_true", help="write nothing to the source, not even atimes"
@@ -71,6 +72,7 @@ def mount_options(args: argparse.Namespace) -> Options:
         pool_size=args.pool_size,
         frame_size=args.frame_size,
         io=args.io,
+        splice=args.splice,
         locks=args.locks,
         read_only=args.read_only,
         allow_other=args.allow_other,

@@ -44,6 +44,7 @@ def lines(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, engine in status.get("engines", {}).items():
         yield f"  {name}", f"{engine.get('open_files', 0)} open files"
     yield "transport", f"{status.get('transport')}, {status.get('threads')} threads"
+    yield "splice", str(status.get("splice"))
     yield "locks", str(status.get("locks"))
     plane = status.get("control_plane", {})
     yield "control plane", f"{plane.get('state')}, restarted {plane.get('restarts', 0)} times"

@@ -115,6 +115,24 @@ def _degradations(status: Document, stats: Document) -> Iterator[Sample]:
         yield labels, 1
 
 
+def _ledger(key: str) -> Source:
+    """`key` of each engine and direction in stats."""
+
+    def samples(status: Document, stats: Document) -> Iterator[Sample]:
+        for engine, directions in _table(stats.get("ledger")).items():
+            for direction, counts in _table(directions).items():
+                labels = (("engine", engine), ("direction", direction))
+                yield labels, _at(_table(counts), key)
+
+    return samples
+
+
+def _copied(status: Document, stats: Document) -> Iterator[Sample]:
+    for by in ("user", "kernel"):
+        for labels, value in _ledger(f"bytes_copied_{by}")(status, stats):
+            yield (*labels, ("by", by)), value
+
+
 INFO = ("version", "source", "mountpoint", "device", "protocol", "engine", "transport", "locks")
 
 
@@ -153,6 +171,73 @@ METRICS = (
         "counter",
         "Bytes that the daemon wrote for applications; passthrough is not seen.",
         _stats("bytes_written"),
+    ),
+    Metric(
+        "zcfs_data_requests_total",
+        "counter",
+        "READ and WRITE requests, by engine.",
+        _ledger("requests"),
+    ),
+    Metric(
+        "zcfs_delivered_bytes_total",
+        "counter",
+        "Bytes of files that the daemon delivered.",
+        _ledger("bytes_delivered"),
+    ),
+    Metric(
+        "zcfs_copied_bytes_total",
+        "counter",
+        "Bytes copied for that, by the daemon's code or in its system calls.",
+        _copied,
+    ),
+    Metric(
+        "zcfs_moved_bytes_total",
+        "counter",
+        "Bytes passed on as references to pages.",
+        _ledger("bytes_moved"),
+    ),
+    Metric(
+        "zcfs_passthrough_bytes_total",
+        "counter",
+        "Sizes of files at their opens in passthrough.",
+        _ledger("bytes_passthrough"),
+    ),
+    Metric(
+        "zcfs_data_syscalls_total",
+        "counter",
+        "System calls of the daemon for READ and WRITE requests.",
+        _ledger("syscalls"),
+    ),
+    Metric("zcfs_pool_hits_total", "counter", "Pages found in the pool.", _stats("pool", "hits")),
+    Metric(
+        "zcfs_pool_misses_total",
+        "counter",
+        "Pages read because they were asked for.",
+        _stats("pool", "misses"),
+    ),
+    Metric(
+        "zcfs_pool_readahead_total",
+        "counter",
+        "Pages read before they were asked for.",
+        _stats("pool", "readahead"),
+    ),
+    Metric(
+        "zcfs_pool_evictions_total",
+        "counter",
+        "Pages that gave way to others.",
+        _stats("pool", "evictions"),
+    ),
+    Metric(
+        "zcfs_pool_syscalls_total",
+        "counter",
+        "System calls of the pool.",
+        _stats("pool", "syscalls"),
+    ),
+    Metric(
+        "zcfs_pool_borrowed_bytes",
+        "gauge",
+        "Bytes of frames that are borrowed or pinned.",
+        _stats("pool", "borrowed"),
     ),
     Metric(
         "zcfs_relay_requests_total",

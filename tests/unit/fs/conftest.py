@@ -41,6 +41,20 @@ STATS: dict[str, Any] = {
     },
     "bytes_read": 16384,
     "bytes_written": 512,
+    "ledger": {
+        "kernel": {
+            "read": {"bytes_delivered": 0, "bytes_passthrough": 77},
+            "write": {"bytes_delivered": 0},
+        },
+        "pool": {
+            "read": {
+                "requests": 4, "bytes_delivered": 16384, "bytes_copied_user": 0,
+                "bytes_copied_kernel": 16384, "bytes_moved": 5, "syscalls": 8,
+                "copies_per_byte": 1.0,
+            },
+        },
+    },
+    "pool": {"hits": 3, "misses": 1, "readahead": 2, "evictions": 6, "syscalls": 7, "borrowed": 0},
     "relay": {"requests": 9, "outstanding": 1, "restarts": 1},
     "workers": {"threads": 4, "jobs": 6},
     "inodes": 17,

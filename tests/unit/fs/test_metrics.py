@@ -65,6 +65,10 @@ def test_page() -> None:
     assert families(page) == {metric.name: metric.kind for metric in metrics.METRICS}
     for line in (
         "zcfs_read_bytes_total 16384",
+        'zcfs_copied_bytes_total{engine="pool",direction="read",by="kernel"} 16384',
+        'zcfs_moved_bytes_total{engine="pool",direction="read"} 5',
+        'zcfs_passthrough_bytes_total{engine="kernel",direction="read"} 77',
+        "zcfs_pool_hits_total 3",
         "zcfs_relay_outstanding 1",
         'zcfs_open_files{engine="buffered"} 1',
         "zcfs_read_only 0",
