@@ -45,7 +45,7 @@ BASE_PACKAGES = ("gcc", "libc6-dev", "pkg-config", "fuse3", "libfuse3-dev", "lib
 EXTRA_PACKAGES = {
     "demo": ("sqlite3", "fio"),
     "bench": ("fio",),
-    "test": ("sqlite3", "fio", "attr", "acl"),
+    "test": ("sqlite3", "fio", "attr", "acl", "strace"),
 }
 # Where dpkg is missing: the command that shows the package to be there.
 COMMANDS = {"gcc": "gcc", "pkg-config": "pkg-config", "fuse3": "fusermount3",

@@ -598,6 +598,51 @@ static void test_borrow_cached(void)
 	end_pool(p);
 }
 
+/* What is cached is answered with no disk request and no wait; nothing else is. */
+static void test_cached(void)
+{
+	struct zc_pool *p = make_pool(8 * MIB);
+	int fd = marked_file("cached", 6, 40000);
+	struct zc_pool_file *f = open_file(p, fd, 4096);
+	struct zc_segment seg[16];
+	unsigned n = 16;
+	char byte;
+	EXPECT_IS(zc_pool_read_cached(f, 0, 10, seg, &n), -EAGAIN);
+	EXPECT_IS(zc_pool_read(f, 0, &byte, 1), 1);
+	EXPECT_IS(zc_pool_read(f, 4096, &byte, 1), 1);
+	zc_pool_invalidate(f, 8192, UINT64_MAX); /* readahead may have come so far */
+	struct zc_pool_stats st = stats_of(p);
+	EXPECT_IS(zc_pool_read_cached(f, 104, 8192, seg, &n), -EAGAIN); /* the third page */
+	EXPECT_IS(n, 16);
+	EXPECT_IS(stats_of(p).borrowed, 0);
+	EXPECT_IS(stats_of(p).hits, st.hits);
+	n = 1;
+	EXPECT_IS(zc_pool_read_cached(f, 104, 8000, seg, &n), -EAGAIN); /* too few segments */
+	n = 16;
+	EXPECT_IS(zc_pool_read_cached(f, 104, 8088, seg, &n), 8088);
+	EXPECT_IS(n, 2);
+	EXPECT_IS(seg[0].len, 3992);
+	EXPECT(is_marked(6, 104, seg[0].ptr, 3992));
+	EXPECT(is_marked(6, 4096, seg[1].ptr, 4096));
+	EXPECT_IS(stats_of(p).borrowed, 8192);
+	EXPECT_IS(stats_of(p).hits, st.hits + 2);
+	zc_segments_release(p, seg, n);
+	EXPECT_IS(stats_of(p).borrowed, 0);
+	EXPECT_IS(stats_of(p).requests, st.requests);
+	n = 16;
+	EXPECT_IS(zc_pool_read_cached(f, 40000, 10, seg, &n), 0); /* the end needs no page */
+	EXPECT_IS(n, 0);
+	n = 16;
+	EXPECT_IS(ftruncate(fd, 5000), 0);
+	EXPECT_IS(zc_pool_truncated(f), 0);
+	EXPECT_IS(zc_pool_read_cached(f, 0, 4096, seg, &n), 4096);
+	zc_segments_release(p, seg, n);
+	EXPECT_IS(zc_pool_read_cached(f, 0, 8192, seg, &n), -EAGAIN);
+	zc_pool_close(f);
+	close(fd);
+	end_pool(p);
+}
+
 static void test_limit(void)
 {
 	struct zc_pool *p = make_pool(8 * MIB);
@@ -961,6 +1006,7 @@ int main(int argc, char **argv)
 	test_overlap();
 	test_borrow();
 	test_borrow_cached();
+	test_cached();
 	test_limit();
 	test_many();
 	for (unsigned i = 0; (policy = zc_pool_policy(i)); i++) {

@@ -48,8 +48,12 @@ STATS: dict[str, Any] = {
         },
         "pool": {
             "read": {
-                "requests": 4, "bytes_delivered": 16384, "bytes_copied_user": 0,
-                "bytes_copied_kernel": 16384, "bytes_moved": 5, "syscalls": 8,
+                "requests": 4,
+                "bytes_delivered": 16384,
+                "bytes_copied_user": 0,
+                "bytes_copied_kernel": 16384,
+                "bytes_moved": 5,
+                "syscalls": 8,
                 "copies_per_byte": 1.0,
             },
         },
