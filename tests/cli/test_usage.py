@@ -31,6 +31,8 @@ def test_every_verb_has_help(mountctl: Run, verb: str) -> None:
         (("mount", "--engine", "warp", "a", "b"), "invalid choice: 'warp'"),
         (("mount", "--engine", "pool", "--pool-size", "1M", "a", "b"), "less than the 8 MiB"),
         (("mount", "-o", "engine=pool,frame-size=5000", "a", "b"), "no power of two"),
+        (("mount", "--splice", "often", "a", "b"), "invalid choice: 'often'"),
+        (("mount", "-o", "splice=often", "a", "b"), "unknown value 'often'"),
         (("mount", "--threads", "0", "a", "b"), "at least 1"),
         (("mount", "--threads", "many", "a", "b"), "many: must be a whole number"),
         (("demo", "--runs", "0"), "at least 1"),
