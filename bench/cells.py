@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass
 class Limit:
-    """A figure that must stay below a limit (memory), instead of a ratio."""
+    """A figure that must stay below a limit (memory), or reach one, instead of a ratio."""
 
     key: str
     title: str
@@ -59,6 +59,7 @@ class Limit:
     at_most: float
     value: float | None
     note: str = ""
+    at_least: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import cells_fio, cells_memory, cells_meta, cells_tools, host, report
+from bench import cells_fio, cells_memory, cells_meta, cells_pool, cells_tools, host, report
 from bench.cells import BARE, Cell, Limit, Settings, Store, say
 from bench.host import BenchError
 from bench.subjects import Peer, Subject, Zcfs, ZcfsOptions, find_control_plane, find_zcfsd
 
-SETS = ("fio", "buffered", "meta", "tools", "memory")
+SETS = ("fio", "buffered", "meta", "tools", "memory", "pool")
 ZRAM_SIZE = "3G"
 MILLION_INODES = 1_010_000
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -54,6 +54,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--zcfsd-option", action="append", default=[], metavar="OPT", help="passed on to zcfsd")
     add("--peer", action="append", default=[], metavar="NAME=PATH",
         help="a peer's program: passthrough_ll=…, passthrough_hp=…")  # fmt: skip
+    add("--python", metavar="PYTHON",
+        help="interpreter that has zcfs and numpy, for the pool set (default: the control plane's)")
+    add("--pool-hits", default="build/native/pool_hits", metavar="PATH",
+        help="the program of bench/pool_hits.c (ninja native/pool_hits)")  # fmt: skip
     add("--all-peers", action="store_true",
         help="every peer in every set, not only those that a bar names")  # fmt: skip
     add("--enable-uring", action="store_true",
@@ -76,6 +80,7 @@ def peers(options: argparse.Namespace) -> dict[str, Subject]:
         if not separator:
             raise BenchError(f"--peer {given}: NAME=PATH is needed")
         programs[name] = program
+    programs[cells_pool.LL] = programs["passthrough_ll"]
     return {name: Peer(name, program) for name, program in programs.items()}
 
 
@@ -149,7 +154,8 @@ class Run:
         self.outcome.cells += cells_fio.buffered_cells(store, subjects, self.settings)
 
     def meta(self, store: Store) -> None:
-        subjects = self.with_peers([self.main_zcfs()], *self.peers)
+        peers = [name for name in self.peers if name != cells_pool.LL]
+        subjects = self.with_peers([self.main_zcfs()], *peers)
         cells = cells_meta.meta_cells(store, subjects, self.settings, self.metaops)
         self.outcome.cells += cells
 
@@ -162,6 +168,32 @@ class Run:
         self.outcome.limits += cells_memory.memory_limits(
             store, subjects, self.settings, self.metaops
         )
+
+    def pool(self, store: Store) -> None:
+        """Without a mount on the disk alone: there the store makes a difference."""
+        subjects = self.with_peers(self.pool_zcfs(), "bindfs", cells_pool.LL)
+        membw = cells_pool.build_membw(self.work)
+        outcome = self.outcome
+        outcome.cells += cells_pool.mount_cells(store, subjects, self.settings, membw)
+        if store.name != "disk":
+            return
+        options = self.options
+        control_plane = find_control_plane(options.zcfsd, options.control_plane)
+        python = options.python or control_plane or sys.executable
+        programs = cells_pool.Programs(python, options.pool_hits)
+        cells, limits = cells_pool.query_cells(store, self.settings, programs)
+        outcome.cells += cells + cells_pool.tail_cells(store, self.settings, programs)
+        outcome.limits += limits
+
+    def pool_zcfs(self) -> list[Subject]:
+        """The pool with room for the file and without, and the pinned file."""
+        found: list[Subject] = []
+        for name, extra in cells_pool.pool_options(self.settings.quick).items():
+            zcfs = self.zcfs(name, "kernel" if name == cells_pool.PINNED else "pool",
+                             self.options.transport)  # fmt: skip
+            zcfs.options = replace(zcfs.options, extra=[*zcfs.options.extra, *extra])
+            found.append(zcfs)
+        return found
 
     def stores(self, name: str) -> list[str]:
         """Memory does not depend on the store: one is enough."""

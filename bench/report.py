@@ -73,15 +73,17 @@ def check_row(cell: Cell, check: Check) -> list[str]:
 
 
 def limit_row(limit: Limit) -> list[str]:
-    """One line about memory."""
+    """One line about a figure that is no ratio."""
     bounded = math.isfinite(limit.at_most)
     mark = ABSENT
-    if bounded and limit.value is not None:
-        mark = YES if limit.value < limit.at_most else NO
-    most = f"< {limit.at_most:g}" if bounded else ""
+    if limit.value is not None:
+        mark = YES if limit.at_least <= limit.value < limit.at_most else NO
+    needed = f"< {limit.at_most:g}" if bounded else ""
+    if limit.at_least:
+        bounded, needed = True, f"≥ {limit.at_least:,.0f}"
     note = f" {limit.note}" if limit.note else ""
-    figure = f"{limit.value:.1f} {limit.unit}" if limit.value is not None else ABSENT
-    return [limit.store, limit.title, "", figure, "", most, (mark if bounded else "") + note]
+    figure = f"{limit.value:,.1f} {limit.unit}" if limit.value is not None else ABSENT
+    return [limit.store, limit.title, "", figure, "", needed, (mark if bounded else "") + note]
 
 
 def figure_row(cell: Cell, names: Sequence[str]) -> list[str]:

@@ -97,6 +97,8 @@ class Peer(Subject):
 
 PEER_KINDS: dict[str, Callable[[str, str, str], list[str]]] = {
     "bindfs": lambda program, source, at: [program, "-f", source, at],
+    "passthrough_ll-nocache": lambda program, source, at: [
+        program, "-f", "-o", f"source={source},cache=never", at],
     "passthrough_ll": lambda program, source, at: [program, "-f", "-o", f"source={source}", at],
     "passthrough_hp": lambda program, source, at: [program, "--foreground", source, at],
 }
