@@ -354,7 +354,7 @@ def _pidfd(pid: int | None) -> int | None:
 
 
 def _remove_socket(mount: Mount, force: bool) -> None:
-    """Take away a dead daemon's socket, while its mount still keeps the device number taken."""
+    """Take away a dead daemon's sockets, while its mount still keeps the device number taken."""
     path = control.socket_path(mount)
     if path is None:
         return
@@ -363,9 +363,9 @@ def _remove_socket(mount: Mount, force: bool) -> None:
         stale = force
     except (ZcfsError, OSError):
         stale = True
-    if stale:
+    for each in (path, path.with_suffix(".lease")) if stale else ():
         with contextlib.suppress(OSError):
-            path.unlink()
+            each.unlink()
 
 
 def _abort(mount: Mount, pid: int | None) -> None:

@@ -494,6 +494,36 @@ static void test_clients(void)
 	expect_nothing_left();
 }
 
+/* A client that does not read its answers stands in nobody's way. */
+static void fill_up(struct peer *p)
+{
+	struct zc_lease_request r = {.op = ZC_LEASE_PAGES, .count = 128};
+	char message[sizeof(r) + 128 * 8] = {0};
+
+	attach(p);
+	EXPECT_IS(ask_open(p, "data", PAGE), 0);
+	r.file = p->head.file;
+	memcpy(message, &r, sizeof(r));
+	for (unsigned i = 0; i < 2000; i++)
+		if (send(p->fd, message, sizeof(message), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+			break;
+	EXPECT_IS(errno, EAGAIN);
+}
+
+static void test_stuck(void)
+{
+	struct peer stuck, other;
+
+	fill_up(&stuck);
+	attach(&other);
+	EXPECT_IS(ask_open(&other, "data", PAGE), 0);
+	for (unsigned i = 0; i < 20; i++)
+		EXPECT_IS(lease_run(&other, other.head.file, i, 64), 0);
+	detach(&other);
+	detach(&stuck);
+	expect_nothing_left();
+}
+
 /* A stranger is told why, even where the modes would let him in, and gets no descriptor. */
 static void test_stranger(void)
 {
@@ -529,9 +559,10 @@ static void test_stranger(void)
 /* The daemon ends: clients see it at once, and what they look at is still there. */
 static void test_end(void)
 {
-	struct peer p;
+	struct peer p, stuck;
 	char path[108];
 
+	fill_up(&stuck);
 	attach(&p);
 	EXPECT_IS(ask_open(&p, "data", PAGE), 0);
 	EXPECT_IS(lease_run(&p, p.head.file, 9, 1), 0);
@@ -544,6 +575,7 @@ static void test_end(void)
 	EXPECT_IS(p.arena[at], 9);
 	EXPECT_IS(p.arena[at + PAGE - 1], 9);
 	detach(&p);
+	detach(&stuck);
 }
 
 /* Without a pool there is no socket, and none of a dead daemon. */
@@ -614,6 +646,7 @@ int main(int argc, char **argv)
 		test_random();
 		test_killed();
 		test_clients();
+		test_stuck();
 		test_stranger();
 		EXPECT(harness_fds() < fds + 4); /* its I/O may keep another ring */
 		test_end();

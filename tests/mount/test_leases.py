@@ -22,9 +22,11 @@ from zcfs.errors import DaemonError, ZcfsError
 from zcfs.leases import LeaseClient, LeasedFile, LeasedPage, attach
 from zcfs.pool import BorrowError, PoolUsageError
 
+from . import harness
 from .harness import Mode, Mount, runtime_dir
 from .linux import PATIENCE, child, run_child, wait_for
 from .posix import pattern
+from .test_life import dev_fuse_for_users
 
 pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs FUSE")
 
@@ -421,6 +423,57 @@ def test_a_stranger_is_refused(mounted: Mount) -> None:
         assert figures(mounted)["refused"] == 1
     finally:
         shutil.rmtree(public)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+@pytest.mark.skipif(not shutil.which("fusermount3"), reason="fusermount3 is not installed")
+@pytest.mark.usefixtures("dev_fuse_for_users")
+def test_the_mount_of_an_ordinary_user(new_directory: Callable[[str], Path]) -> None:
+    """Its owner may lease, root may, and nobody else."""
+    base, runtime = new_directory("user"), Path("/tmp/zcfs-1000")
+    was_there = runtime.exists()
+    for path in (base, base / "source", base / "mnt"):
+        path.mkdir(exist_ok=True)
+        os.chown(path, 1000, 1000)
+    (base / "source/data").write_bytes(CONTENT)
+    (base / "source/secret").write_bytes(b"root's")
+    (base / "source/secret").chmod(0o600)
+    (base / "source/data").chmod(0o644)
+
+    def live(stop: int) -> list[str]:
+        os.environ.pop("XDG_RUNTIME_DIR", None)
+        made = harness.start(base / "source", base / "mnt", None, "--engine", "pool")
+        made.expect_log("passthrough", "transport", "read-ahead", "unprivileged")
+        try:
+            assert look() == CONTENT[:4096]
+            Path(base / "ready").touch()
+            os.read(stop, 1)
+        finally:
+            subprocess.run(["fusermount3", "-u", made.path], check=True)
+            made.process.wait(PATIENCE)
+        return made.close()
+
+    def look() -> bytes:
+        with attach(base / "mnt") as client, client.open("data", 4096) as file, file.page(0) as page:
+            with pytest.raises(PermissionError):
+                client.open("secret")
+            return bytes(page.data)
+
+    stop, go = os.pipe()
+    try:
+        with child(live, stop, uid=1000, gid=1000) as process:
+            wait_for("it is mounted", lambda: (base / "ready").exists() or process.finished())
+            if not process.finished():
+                assert look() == CONTENT[:4096]
+                with pytest.raises(PermissionError, match="only root and user 1000"):
+                    run_child(attach, str(base / "mnt"), uid=1001)
+            os.write(go, b"x")
+            assert process.result() == []
+    finally:
+        os.close(stop)
+        os.close(go)
+        if not was_there:
+            shutil.rmtree(runtime, ignore_errors=True)
 
 
 def test_the_arena_cannot_be_written_to(mounted: Mount, client: LeaseClient) -> None:
