@@ -20,6 +20,7 @@
 #include "../internal.h"
 #include "../lease_wire.h"
 #include "../pool/pool.h"
+#include "../sys.h"
 #include "harness.h"
 
 #define MIB ((size_t)1 << 20)
@@ -596,6 +597,69 @@ static void test_no_pool(void)
 	EXPECT_IS(zc_leases_destroy(NULL), 0);
 }
 
+#ifdef ZC_FAULT_INJECTION
+
+/* All that a client does, whatever comes of it. */
+static void try_all(void)
+{
+	struct peer p = {.fd = dial(socket_path())};
+	uint32_t id;
+	char byte;
+
+	if (p.fd < 0)
+		return;
+	if (recv(p.fd, &byte, 1, MSG_PEEK) > 0) {
+		int arena = hear_hello(p.fd, &p.hello);
+		if (arena >= 0)
+			close(arena);
+		if (!p.hello.error && !ask_open(&p, "sub/file", PAGE) &&
+		    !lease_run(&p, p.head.file, 0, 2) && p.pages[0].lease >= 0) {
+			id = (uint32_t)p.pages[0].lease;
+			release(&p, &id, 1);
+			ask_about(&p, ZC_LEASE_SIZE, 0);
+			ask_about(&p, ZC_LEASE_CLOSE, 0);
+		}
+	}
+	close(p.fd);
+}
+
+/* Each system call fails once: nothing is left, and the next client is served. */
+static void test_faults(void)
+{
+	static const int errors[] = {EMFILE, ENOMEM, EINTR, EIO};
+	bool reached = true;
+	int nth = 1;
+
+	for (; reached; nth++) {
+		int err = errors[nth % 4], fds = harness_fds();
+		snprintf(harness_context, sizeof(harness_context), "call %d fails with %d", nth, err);
+		zc_fault_arm("*", nth, err, 0);
+		leases = NULL;
+		int made = zc_leases_create(&session, &leases);
+		if (!made)
+			try_all();
+		reached = zc_fault_seen() >= nth;
+		zc_fault_arm("*", 0, 0, 0);
+		if (!made) {
+			struct peer p;
+			expect_nothing_left();
+			attach(&p);
+			EXPECT_IS(ask_open(&p, "data", PAGE), 0);
+			EXPECT_IS(lease_run(&p, p.head.file, 3, 1), 0);
+			EXPECT_IS(p.arena[p.pages[0].offset], 3);
+			detach(&p);
+			EXPECT_IS(zc_leases_destroy(leases), 0);
+		}
+		EXPECT(harness_fds() < fds + 4); /* the pool's I/O may keep a ring */
+		EXPECT(nth < 1000);
+	}
+	*harness_context = 0;
+	EXPECT(nth > 30);
+	EXPECT_IS(zc_pool_destroy(session.pool), 0);
+}
+
+#endif
+
 static void make_files(void)
 {
 	static char page[PAGE];
@@ -635,6 +699,9 @@ int main(int argc, char **argv)
 	session.dev_minor = MINOR;
 	session.opt.frame_size = 16384;
 	EXPECT_IS(zc_pool_create(&o, &session.pool), 0);
+#ifdef ZC_FAULT_INJECTION
+	test_faults();
+#else
 	EXPECT_IS(zc_leases_create(&session, &leases), 0);
 	if (leases) {
 		test_pages();
@@ -652,6 +719,7 @@ int main(int argc, char **argv)
 		test_end();
 		test_no_pool();
 	}
+#endif
 	harness_empty(dir);
 	harness_dir_end(dir, path);
 	return harness_end();
