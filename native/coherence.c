@@ -91,6 +91,8 @@ void zc_open_made(struct zc_req *r, struct zc_file *file, int fd)
 void zc_lock_refresh(struct zc_req *r, struct zc_file *file)
 {
 	int fd = atomic_load(&file->fd);
+	if (file->engine == &zc_engine_pinned)
+		(void)zc_pin_open(r, file->inode, O_RDONLY);
 	if (file->engine->sees_data && fd >= 0 &&
 	    data_changed(r->s, file->inode, fd, false))
 		zc_notify_inval_data(r->s, zc_inode_id(r->s->inodes, file->inode));

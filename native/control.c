@@ -32,6 +32,8 @@
 #define RETRY_MS 100
 #define NS_PER_MS 1000000ULL
 #define FIRST_CAP 4096
+#define PINS_SHOWN 256u
+#define PATHS_MOST ((size_t)1 << 20) /* bytes that `pin` and `unpin` take */
 
 /* A growing string, and whether the next value needs a comma. A failed allocation sticks. */
 struct json {
@@ -221,7 +223,7 @@ static const struct {
 #define COUNT_OF(a) (sizeof(a) / sizeof((a)[0]))
 
 static const struct zc_engine *const engines[] = {&zc_engine_kernel, &zc_engine_buffered,
-						    &zc_engine_pool};
+						    &zc_engine_pool, &zc_engine_pinned};
 
 static uint64_t uptime_ms(const struct zc_session *s)
 {
@@ -270,6 +272,55 @@ static void put_engines(struct json *j, const struct zc_session *s)
 		json_number(j, "open_files", s->open_files[engines[i]->index]);
 		json_close(j, "}");
 	}
+	json_close(j, "}");
+}
+
+static void put_policies(struct json *j, const struct zc_session *s)
+{
+	const struct zc_policies *p = &s->opt.policies;
+
+	json_open(j, "policies", "[");
+	for (unsigned i = 0; i < p->count; i++) {
+		if (!p->rules[i].engine)
+			continue;
+		json_open(j, NULL, "{");
+		json_string(j, "glob", p->rules[i].glob);
+		json_string(j, "engine", p->rules[i].engine->name);
+		json_close(j, "}");
+	}
+	json_close(j, "]");
+}
+
+static void put_pin(void *arg, const struct zc_pin_info *info)
+{
+	struct json *j = arg;
+
+	json_open(j, NULL, "{");
+	json_string(j, "path", info->path);
+	json_number(j, "size", info->size);
+	json_number(j, "loaded", info->loaded);
+	json_string(j, "state", info->state);
+	json_string(j, "reason", info->reason);
+	json_close(j, "}");
+}
+
+static void put_pins(struct json *j, struct zc_session *s)
+{
+	const struct zc_policies *p = &s->opt.policies;
+	struct zc_pins_totals totals;
+
+	json_open(j, "pins", "{");
+	json_open(j, "globs", "[");
+	for (unsigned i = 0; i < p->count; i++)
+		if (!p->rules[i].engine)
+			json_string(j, NULL, p->rules[i].glob);
+	json_close(j, "]");
+	json_open(j, "list", "[");
+	zc_pins_each(s, PINS_SHOWN, put_pin, j, &totals);
+	json_close(j, "]");
+	json_number(j, "files", totals.files);
+	json_number(j, "used", totals.used);
+	json_number(j, "limit", totals.limit);
 	json_close(j, "}");
 }
 
@@ -346,6 +397,8 @@ static void put_status(struct json *j, struct zc_session *s)
 	json_number(j, "max_write", s->max_write);
 	put_control_plane(j, s);
 	put_engines(j, s);
+	put_policies(j, s);
+	put_pins(j, s);
 	json_number(j, "inodes", zc_inodes_count(s->inodes));
 	json_number(j, "backing_ids", s->backing_ids);
 	json_number(j, "descriptors", count_descriptors(s));
@@ -500,7 +553,7 @@ static void put_unknown(struct json *j, const char *verb)
 {
 	char text[LINE_MOST + 64];
 
-	snprintf(text, sizeof(text), "unknown verb '%.*s'; there are: status, stats", LINE_MOST,
+	snprintf(text, sizeof(text), "unknown verb '%.*s'; there are: status, stats, pin, unpin", LINE_MOST,
 		 verb);
 	json_string(j, "error", text);
 }
@@ -517,6 +570,22 @@ char *zc_control_answer(struct zc_session *s, const char *verb)
 		put_stats(&j, s);
 	else
 		put_unknown(&j, verb);
+	json_close(&j, "}");
+	if (!j.failed)
+		return j.text;
+	free(j.text);
+	return NULL;
+}
+
+char *zc_control_pin(struct zc_session *s, const char *verb, const char *text, size_t len)
+{
+	struct json j = {0};
+
+	json_open(&j, NULL, "{");
+	json_open(&j, "pins", "[");
+	for (size_t at = 0; at < len; at += strlen(text + at) + 1)
+		zc_pin_by_hand(s, text + at, *verb == 'p', put_pin, &j);
+	json_close(&j, "]");
 	json_close(&j, "}");
 	if (!j.failed)
 		return j.text;
@@ -551,27 +620,38 @@ static int wait_until(const struct zc_control *c, int fd, short events, uint64_t
 	return p[1].revents ? -ECANCELED : 0;
 }
 
-/* A line without its end, in at most LINE_MOST + 1 bytes; `line` has one more. */
-static int read_line(const struct zc_control *c, int fd, char *line, uint64_t end)
+/* Some bytes, or 0 at the end of the stream. */
+static ssize_t read_some(const struct zc_control *c, int fd, char *buf, size_t cap, uint64_t end)
 {
-	size_t len = 0;
-	int err;
-
-	while (!memchr(line, '\n', len) && len <= LINE_MOST) {
-		ssize_t n = ZC_SYS("recv", recv(fd, line + len, LINE_MOST + 1 - len, MSG_DONTWAIT));
-		if (!n)
-			break;
-		if (n > 0) {
-			len += (size_t)n;
-			continue;
-		}
-		if (n != -EAGAIN && n != -EINTR)
-			return (int)n;
-		err = wait_until(c, fd, POLLIN, end);
+	for (;;) {
+		ssize_t n = ZC_SYS("recv", recv(fd, buf, cap, MSG_DONTWAIT));
+		if (n >= 0 || (n != -EAGAIN && n != -EINTR))
+			return n;
+		int err = wait_until(c, fd, POLLIN, end);
 		if (err)
 			return err;
 	}
+}
+
+/* A line without its end, in at most LINE_MOST + 1 bytes; `line` has one more. `*more`: what came
+ * behind it, `*more_len` bytes. */
+static int read_line(const struct zc_control *c, int fd, char *line, char **more, size_t *more_len,
+		     uint64_t end)
+{
+	size_t len = 0;
+
+	while (!memchr(line, '\n', len) && len <= LINE_MOST) {
+		ssize_t n = read_some(c, fd, line + len, LINE_MOST + 1 - len, end);
+		if (n < 0)
+			return (int)n;
+		if (!n)
+			break;
+		len += (size_t)n;
+	}
 	line[len] = 0;
+	*more = line + strcspn(line, "\n");
+	*more += **more != 0;
+	*more_len = len - (size_t)(*more - line);
 	line[strcspn(line, "\n")] = 0;
 	return 0;
 }
@@ -596,14 +676,53 @@ static int send_all(const struct zc_control *c, int fd, const char *text, uint64
 	return 0;
 }
 
+/* `pin LEN` or `unpin LEN`: as many bytes follow, paths that end with NUL each. `verb` is cut off
+ * behind its word. false: it is none of these. */
+static bool takes_paths(char *verb, size_t *len)
+{
+	char *space = strchr(verb, ' '), *rest;
+
+	if (!space || (strncmp(verb, "pin ", 4) && strncmp(verb, "unpin ", 6)))
+		return false;
+	*len = strtoul(space + 1, &rest, 10);
+	if (*rest || rest == space + 1 || !*len || *len > PATHS_MOST)
+		return false;
+	*space = 0;
+	return true;
+}
+
+/* NULL: it did not come, or there is no memory for it. */
+static char *answer_paths(struct zc_control *c, int fd, const char *verb, const char *more,
+			  size_t have, size_t len, uint64_t end)
+{
+	char *text = malloc(len), *answer = NULL;
+
+	if (!text)
+		return NULL;
+	have = have < len ? have : len;
+	memcpy(text, more, have);
+	while (have < len) {
+		ssize_t n = read_some(c, fd, text + have, len - have, end);
+		if (n <= 0)
+			break;
+		have += (size_t)n;
+	}
+	if (have == len && !text[len - 1])
+		answer = zc_control_pin(c->s, verb, text, len);
+	free(text);
+	return answer;
+}
+
 static void serve_client(struct zc_control *c, int fd)
 {
 	uint64_t end = zc_now_ns() + CLIENT_MS * NS_PER_MS;
-	char line[LINE_MOST + 2], *answer;
+	char line[LINE_MOST + 2], *answer, *more = line;
+	size_t have = 0, len;
 
-	if (!zc_peer_is_welcome(fd, NULL) || read_line(c, fd, line, end))
+	if (!zc_peer_is_welcome(fd, NULL) || read_line(c, fd, line, &more, &have, end))
 		return;
-	answer = zc_control_answer(c->s, line);
+	answer = takes_paths(line, &len) ? answer_paths(c, fd, line, more, have, len, end)
+					 : zc_control_answer(c->s, line);
 	if (answer && !send_all(c, fd, answer, end))
 		send_all(c, fd, "\n", end);
 	free(answer);

@@ -3,6 +3,8 @@
  * The engine is fixed per inode by its first open and changes only when nobody has it open: the
  * kernel refuses to mix passthrough with anything else, and an application would see EIO.
  *
+ * Which engine that is, the file's policy says (policy.c), unless the file is pinned (pin.c).
+ *
  * What touches the disk (opening the source file) happens outside the inode lock, which other
  * inodes share; under it is only bookkeeping and the registration of the backing file.
  */
@@ -61,10 +63,16 @@ static int source_open(struct zc_req *r, struct zc_inode *inode, int flags, bool
 	return 0;
 }
 
-static struct zc_opened *opened_of(struct zc_session *s, struct zc_inode *inode)
+static const struct zc_engine *engine_for(struct zc_session *s, struct zc_inode *inode, bool fresh)
 {
+	return fresh && zc_pin_usable(s, inode) ? &zc_engine_pinned : zc_policy_engine(s, inode);
+}
+
+static struct zc_opened *opened_of(struct zc_session *s, const struct zc_file *file)
+{
+	struct zc_inode *inode = file->inode;
 	if (!inode->opened && (inode->opened = calloc(1, sizeof(*inode->opened))))
-		inode->opened->engine = s->engine;
+		inode->opened->engine = engine_for(s, inode, file->fresh);
 	return inode->opened;
 }
 
@@ -72,10 +80,14 @@ static struct zc_opened *opened_of(struct zc_session *s, struct zc_inode *inode)
 static int engine_open_locked(struct zc_req *r, struct zc_file *file, int fd,
 			      struct fuse_open_out *out)
 {
-	struct zc_opened *o = opened_of(r->s, file->inode);
+	struct zc_opened *o = opened_of(r->s, file);
 	if (!o)
 		return -ENOMEM;
 	int err = o->engine->open(r, file, o, fd, out);
+	if (err == -EOPNOTSUPP && o->engine == &zc_engine_pinned && o->count == 0) {
+		o->engine = zc_policy_engine(r->s, file->inode);
+		err = o->engine->open(r, file, o, fd, out);
+	}
 	if (err == -EOPNOTSUPP && o->count == 0) {
 		o->engine = &zc_engine_buffered;
 		err = o->engine->open(r, file, o, fd, out);
@@ -134,11 +146,13 @@ static int open_with(struct zc_req *r, struct zc_file *file, bool made, struct f
 	return 0;
 }
 
-int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
-		 struct fuse_open_out *out)
+/* `fresh`: may be opened pinned. */
+static int file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd, bool fresh,
+		     struct fuse_open_out *out)
 {
 	struct zc_session *s = r->s;
-	bool holds = fd >= 0 || s->engine->needs_fd || zc_is_writer(flags);
+	bool need = !fresh && zc_policy_engine(s, inode)->needs_fd;
+	bool holds = fd >= 0 || need || zc_is_writer(flags);
 	bool full = holds && s->open_fds_most && atomic_load(&s->open_fds) >= s->open_fds_most;
 	struct zc_file *file = full ? NULL : calloc(1, sizeof(*file));
 	if (!file) {
@@ -148,7 +162,7 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 	}
 	*out = (struct fuse_open_out){.fh = (uintptr_t)file};
 	bool made = fd >= 0;
-	int err = fd < 0 ? source_open(r, inode, flags, s->engine->needs_fd, &fd) : 0;
+	int err = fd < 0 ? source_open(r, inode, flags, need, &fd) : 0;
 	if (err) {
 		free(file);
 		return err;
@@ -156,6 +170,7 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 	atomic_fetch_add(&inode->refs, 1);
 	file->inode = inode;
 	file->flags = flags;
+	file->fresh = fresh;
 	atomic_init(&file->fd, fd);
 	err = open_with(r, file, made, out);
 	if (err) {
@@ -170,6 +185,20 @@ int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
 	if (!strcmp(s->opt.locks, "local"))
 		out->open_flags |= FOPEN_NOFLUSH;
 	return 0;
+}
+
+int zc_file_open(struct zc_req *r, struct zc_inode *inode, int flags, int fd,
+		 struct fuse_open_out *out)
+{
+	int pin = zc_pin_open(r, inode, flags);
+	if (pin < 0 && fd >= 0)
+		close(fd);
+	if (pin < 0)
+		return pin;
+	int err = file_open(r, inode, flags, fd, pin == ZC_PIN_FRESH, out);
+	if (pin == ZC_PIN_HELD)
+		zc_pin_opened(r->s, inode);
+	return err;
 }
 
 void zc_file_close(struct zc_session *s, struct zc_file *file)
@@ -190,6 +219,8 @@ void zc_file_close(struct zc_session *s, struct zc_file *file)
 	if (o) { /* outside the lock: the last close of a deleted file takes its time */
 		o->engine->last_close(s, o);
 		zc_locks_destroy(o);
+		if (atomic_load(&inode->pin))
+			zc_pin_closed(s, inode);
 	}
 	free(o);
 	atomic_fetch_sub(&s->open_files[file->engine->index], 1);

@@ -9,34 +9,19 @@
 #include "ops.h"
 #include "sys.h"
 
-static int backing_open(struct zc_req *r, int fd)
+int zc_backing_open(struct zc_req *r, struct zc_opened *o, int fd)
 {
 	struct fuse_backing_map map = {.fd = fd};
 	zc_fsetid_off(r->w);
-	return ZC_SYSI("backing_open", ioctl(r->s->fd, FUSE_DEV_IOC_BACKING_OPEN, &map));
-}
-
-static int kernel_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
-		       struct fuse_open_out *out)
-{
-	if (o->backing_id == 0) {
-		if (fd < 0)
-			return -EAGAIN;
-		int id = file->inode->fmt == S_IFREG ? backing_open(r, fd) : -EOPNOTSUPP;
-		if (id <= 0) {
-			zc_degrade(r->s, "passthrough", "a file cannot be registered (%s): "
-				   "served through the daemon", strerror(-id));
-			return -EOPNOTSUPP;
-		}
-		o->backing_id = id;
-		atomic_fetch_add(&r->s->backing_ids, 1);
-	}
-	out->open_flags |= FOPEN_PASSTHROUGH;
-	out->backing_id = o->backing_id;
+	int id = ZC_SYSI("backing_open", ioctl(r->s->fd, FUSE_DEV_IOC_BACKING_OPEN, &map));
+	if (id <= 0)
+		return id ? id : -EOPNOTSUPP;
+	o->backing_id = id;
+	atomic_fetch_add(&r->s->backing_ids, 1);
 	return 0;
 }
 
-static void kernel_last_close(struct zc_session *s, struct zc_opened *o)
+void zc_backing_close(struct zc_session *s, struct zc_opened *o)
 {
 	uint32_t id = (uint32_t)o->backing_id;
 	if (!id)
@@ -45,11 +30,29 @@ static void kernel_last_close(struct zc_session *s, struct zc_opened *o)
 	atomic_fetch_sub(&s->backing_ids, 1);
 }
 
+static int kernel_open(struct zc_req *r, struct zc_file *file, struct zc_opened *o, int fd,
+		       struct fuse_open_out *out)
+{
+	if (o->backing_id == 0) {
+		if (fd < 0)
+			return -EAGAIN;
+		int err = file->inode->fmt == S_IFREG ? zc_backing_open(r, o, fd) : -EOPNOTSUPP;
+		if (err) {
+			zc_degrade(r->s, "passthrough", "a file cannot be registered (%s): "
+				   "served through the daemon", strerror(-err));
+			return -EOPNOTSUPP;
+		}
+	}
+	out->open_flags |= FOPEN_PASSTHROUGH;
+	out->backing_id = o->backing_id;
+	return 0;
+}
+
 const struct zc_engine zc_engine_kernel = {
 	.name = "kernel",
 	.index = 0,
 	.open = kernel_open,
 	.read = zc_buffered_read, /* a file that the kernel reads through us all the same */
 	.write = zc_buffered_write,
-	.last_close = kernel_last_close,
+	.last_close = zc_backing_close,
 };

@@ -748,6 +748,19 @@ void zc_inode_forget(struct zc_inode_table *t, uint64_t nodeid, uint64_t nlookup
 	zc_inode_put(t, inode);
 }
 
+bool zc_inode_hold(struct zc_inode_table *t, struct zc_inode *inode)
+{
+	pthread_mutex_t *lock = &t->shard[inode->hash % SHARDS];
+	pthread_mutex_lock(lock);
+	bool known = inode->nlookup;
+	if (known) {
+		inode->nlookup++;
+		atomic_fetch_add(&inode->refs, 1);
+	}
+	pthread_mutex_unlock(lock);
+	return known;
+}
+
 pthread_mutex_t *zc_inode_lock(struct zc_inode_table *t, const struct zc_inode *inode)
 {
 	return &t->inode_lock[number_of(t, inode) % SHARDS];

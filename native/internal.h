@@ -32,6 +32,8 @@ struct zc_worker;
 struct zc_file;
 struct zc_pool;
 struct zc_pool_file;
+struct zc_pin;
+struct zc_engine;
 
 /* log.c ---------------------------------------------------------------------------------- */
 
@@ -61,6 +63,9 @@ struct zc_inode {
 	bool set_id;		/* and it had set-id bits */
 	_Atomic uint32_t unseen_writers; /* open for writing where we do not see the writes */
 	struct zc_opened *opened; /* while open; under the inode lock */
+	struct zc_pin *_Atomic pin; /* pin.c */
+	_Atomic uint16_t policy; /* policy.c */
+	_Atomic bool unpinned;	/* by hand: no glob pins it again */
 	uint32_t hash, hash_next;
 	uint32_t generation;	/* tells a reused nodeid apart */
 	uint16_t fmt;		/* S_IFMT */
@@ -98,6 +103,8 @@ int zc_inode_adopt(struct zc_inode_table *t, struct zc_inode *parent, const char
 int zc_inode_adopt_at(struct zc_inode_table *t, struct zc_inode *parent, int dirfd,
 		      const char *name, struct statx *stx, struct zc_inode **out);
 void zc_inode_forget(struct zc_inode_table *t, uint64_t nodeid, uint64_t nlookup);
+/* One lookup and one reference more, if the kernel still knows it: the same file stays this inode. */
+bool zc_inode_hold(struct zc_inode_table *t, struct zc_inode *inode);
 /* What is located by path must stay findable. Before a rename: the inode that is to move, with a
  * reference, or NULL if it is not known or needs nothing; after it: where it is now. */
 int zc_inode_moving(struct zc_inode_table *t, struct zc_inode *parent, const char *name,
@@ -212,6 +219,7 @@ struct zc_file {
 	int fds;		/* counted in open_fds */
 	const struct zc_engine *engine;
 	struct zc_dir *dir;	/* directories */
+	bool fresh;		/* zc_pin_open has said so */
 	struct zc_pool_file *_Atomic pool; /* pool engine; NULL until needed */
 };
 
@@ -244,8 +252,12 @@ struct zc_engine {
 	/* When the last open file of the inode has gone. */
 	void (*last_close)(struct zc_session *s, struct zc_opened *o);
 };
-extern const struct zc_engine zc_engine_kernel, zc_engine_buffered, zc_engine_pool;
-#define ZC_ENGINES 3
+extern const struct zc_engine zc_engine_kernel, zc_engine_buffered, zc_engine_pool,
+	zc_engine_pinned;
+#define ZC_ENGINES 4
+/* Makes the file behind `fd` the inode's backing file, without CAP_FSETID; sets o->backing_id. */
+int zc_backing_open(struct zc_req *r, struct zc_opened *o, int fd);
+void zc_backing_close(struct zc_session *s, struct zc_opened *o);
 /* Closes the pool's side of the file. */
 void zc_pool_file_done(struct zc_file *file);
 /* The bytes from … to - 1 of the file behind `fd` were changed by us, but not through the pool. */
@@ -268,6 +280,77 @@ static inline bool zc_is_writer(int flags)
 {
 	return (flags & O_ACCMODE) != O_RDONLY;
 }
+
+/* policy.c ------------------------------------------------------------------------------- */
+
+#define ZC_MAX_RULES 255u
+
+struct zc_rule {
+	char *glob;
+	const struct zc_engine *engine; /* NULL: --pin */
+};
+struct zc_policies {
+	unsigned count;
+	struct zc_rule rules[ZC_MAX_RULES];
+};
+
+/* What is wrong with a glob, or NULL. */
+const char *zc_glob_wrong(const char *glob);
+/* Whether a glob matches the whole path: '*', '?' and '[…]' as in fnmatch(3) within one component, a
+ * dot in front being like any other byte; '**' as a component stands for any number of them. */
+bool zc_glob_match(const char *glob, const char *path);
+/* `text`: GLOB=ENGINE. -EINVAL: `*wrong` says why. */
+int zc_policy_add(struct zc_policies *p, const char *text, const char **wrong);
+int zc_policy_add_pin(struct zc_policies *p, const char *glob, const char **wrong);
+/* Whether a rule has this engine; NULL: is a --pin. */
+bool zc_policy_names(const struct zc_policies *p, const struct zc_engine *engine);
+/* The kernel has been told that `name` in `parent` is this inode. */
+void zc_policy_found(struct zc_session *s, struct zc_inode *parent, const char *name,
+		     struct zc_inode *inode);
+/* What `name` below `dirfd`, which is `dir`'s, leads to has come there by a rename. */
+void zc_policy_renamed(struct zc_session *s, struct zc_inode *dir, int dirfd, const char *name);
+/* The engine for a file that is not pinned. */
+const struct zc_engine *zc_policy_engine(const struct zc_session *s, const struct zc_inode *inode);
+bool zc_policy_pins(const struct zc_inode *inode);
+/* Where the file of `fd` is below the source. -ENOENT: not known. */
+int zc_source_path(const struct zc_session *s, int fd, char *out, size_t cap);
+
+/* pin.c ---------------------------------------------------------------------------------- */
+
+struct zc_pins;
+/* `limit`: bytes of memory for pinned files; 0: a quarter of the machine's. */
+int zc_pins_create(struct zc_session *s, uint64_t limit, struct zc_pins **out);
+/* Before an open: loads what is small, sees to it that the rest is loaded, and that no reader of a
+ * pinned file gets anything older than its source. For an open that changes the file: -ETXTBSY where
+ * somebody reads it pinned; else ZC_PIN_HELD where there is a pin, and nothing can be opened pinned
+ * until zc_pin_opened. ZC_PIN_FRESH: it may be opened pinned. Else 0. */
+enum { ZC_PIN_HELD = 1, ZC_PIN_FRESH };
+int zc_pin_open(struct zc_req *r, struct zc_inode *inode, int flags);
+/* What zc_pin_open has answered with ZC_PIN_HELD is done, well or not. */
+void zc_pin_opened(struct zc_session *s, struct zc_inode *inode);
+/* Under the inode lock. Whether the next open may be served pinned; the memfd then, the pin's own. */
+bool zc_pin_usable(struct zc_session *s, struct zc_inode *inode);
+int zc_pin_memfd(const struct zc_inode *inode);
+/* The memfd cannot be registered (-errno). Under the inode lock. */
+void zc_pin_unusable(struct zc_session *s, struct zc_inode *inode, int err);
+/* Nobody has the inode open any more. */
+void zc_pin_closed(struct zc_session *s, struct zc_inode *inode);
+/* A name has gone: pins whose file is gone go too, soon. */
+void zc_pins_removed(struct zc_session *s);
+
+struct zc_pin_info {
+	const char *path, *state, *reason; /* reason: "" when there is none */
+	uint64_t size, loaded;		   /* bytes */
+};
+typedef void (*zc_pin_visit)(void *arg, const struct zc_pin_info *info);
+struct zc_pins_totals {
+	uint64_t limit, used, files;
+};
+/* Calls `visit` for the first `most` pins, under a lock. */
+void zc_pins_each(struct zc_session *s, unsigned most, zc_pin_visit visit, void *arg,
+		  struct zc_pins_totals *totals);
+/* Pins or unpins the file at `path` below the source, and calls `visit` with what came of it. */
+void zc_pin_by_hand(struct zc_session *s, const char *path, bool pin, zc_pin_visit visit, void *arg);
 
 /* coherence.c ---------------------------------------------------------------------------- */
 
@@ -429,6 +512,8 @@ int zc_control_create(struct zc_session *s, struct zc_control **out);
 void zc_control_destroy(struct zc_control *c);
 /* One JSON document for the verb (`status`, `stats`), malloc()ed, NUL-terminated. */
 char *zc_control_answer(struct zc_session *s, const char *verb);
+/* The same for `pin` and `unpin` of the paths in `text`, each of which ends with a NUL. */
+char *zc_control_pin(struct zc_session *s, const char *verb, const char *text, size_t len);
 
 /* mount.c -------------------------------------------------------------------------------- */
 
@@ -437,10 +522,11 @@ struct zc_options {
 	const char *engine, *transport, *locks;
 	bool read_only, allow_other, foreground, nonempty;
 	unsigned threads;
-	size_t pool_size;
+	size_t pool_size, pin_size; /* pin_size 0: a quarter of the memory */
 	uint32_t frame_size;
 	const char *io;
 	const char *splice; /* auto, always, never */
+	struct zc_policies policies;
 	double attr_timeout, entry_timeout;
 	const char *fsname, *subtype; /* NULL: the source; "": none */
 	unsigned long mount_flags;    /* MS_* */
@@ -477,6 +563,7 @@ struct zc_session {
 	const struct zc_transport *transport;
 	const struct zc_engine *engine; /* the policy in force */
 	struct zc_pool *pool;		/* NULL: no file is served from it */
+	struct zc_pins *pins;		/* NULL: this session has none */
 	struct zc_relay *relay;		/* NULL: no computed tree */
 	struct zc_control *control;
 	struct zc_leases *leases; /* NULL: no pool */

@@ -48,6 +48,10 @@ static const char usage[] =
 	"usage: zcfsd [options] SOURCE MOUNTPOINT\n"
 	"  --engine auto|kernel|pool|buffered\n"
 	"                                  how file bytes are served\n"
+	"  --policy GLOB=ENGINE            how files are served whose path below the mount matches; the first\n"
+	"                                  that matches counts; '*' stops at '/', '**' does not; also pinned\n"
+	"  --pin GLOB                      pin such files at their first open: hold them in memory\n"
+	"  --pin-size SIZE                 memory of pinned files (a quarter of the machine's)\n"
 	"  --pool-size SIZE                memory of the pool, as 256M (the default) or 4G\n"
 	"  --frame-size SIZE               of its frames, 4K to 64K (16K)\n"
 	"  --io io_uring|aio|threads       how the pool reads the disk (the best that works)\n"
@@ -119,6 +123,22 @@ static size_t size_of(const char *name, const char *value)
 	if (!ok || *end || v > 1e15)
 		die(EXIT_USAGE, "%s: '%s' is not a size, as 256M or 1GiB", name, value);
 	return (size_t)v;
+}
+
+static void set_policy(struct zc_options *o, const char *name, const char *value)
+{
+	const char *wrong;
+	int err = strstr(name, "policy") ? zc_policy_add(&o->policies, value, &wrong)
+					 : zc_policy_add_pin(&o->policies, value, &wrong);
+	if (err)
+		die(EXIT_USAGE, "%s: '%s' has %s", name, value, wrong ? wrong : strerror(-err));
+}
+
+static void set_pin_size(struct zc_options *o, const char *name, const char *value)
+{
+	o->pin_size = size_of(name, value);
+	if (o->pin_size < 4096)
+		die(EXIT_USAGE, "%s: '%s' is less than the 4K of a page", name, value);
 }
 
 static void set_pool_size(struct zc_options *o, const char *name, const char *value)
@@ -194,6 +214,10 @@ static void set_mount_option(struct zc_options *o, char *opt)
 		o->threads = threads_of(opt, value);
 	else if (!strcmp(opt, "log"))
 		o->log = value;
+	else if (!strcmp(opt, "policy") || !strcmp(opt, "pin"))
+		set_policy(o, opt, value);
+	else if (!strcmp(opt, "pin-size"))
+		set_pin_size(o, opt, value);
 	else if (!strcmp(opt, "pool-size"))
 		set_pool_size(o, opt, value);
 	else if (!strcmp(opt, "frame-size"))
@@ -210,11 +234,15 @@ static void set_mount_options(struct zc_options *o, char *list)
 		set_mount_option(o, opt);
 }
 
-enum { OPT_ENGINE = 256, OPT_POOL_SIZE, OPT_FRAME_SIZE, OPT_IO, OPT_TRANSPORT, OPT_LOCKS, OPT_SPLICE, OPT_READ_ONLY, OPT_ALLOW_OTHER, OPT_THREADS,
+enum { OPT_ENGINE = 256, OPT_POLICY, OPT_PIN, OPT_PIN_SIZE, OPT_POOL_SIZE, OPT_FRAME_SIZE, OPT_IO,
+       OPT_TRANSPORT, OPT_LOCKS, OPT_SPLICE, OPT_READ_ONLY, OPT_ALLOW_OTHER, OPT_THREADS,
        OPT_LOG, OPT_FOREGROUND, OPT_READY_FD, OPT_CONTROL_PLANE, OPT_PROBE, OPT_VERSION, OPT_HELP };
 
 static const struct option long_options[] = {
 	{"engine", required_argument, NULL, OPT_ENGINE},
+	{"policy", required_argument, NULL, OPT_POLICY},
+	{"pin", required_argument, NULL, OPT_PIN},
+	{"pin-size", required_argument, NULL, OPT_PIN_SIZE},
 	{"pool-size", required_argument, NULL, OPT_POOL_SIZE},
 	{"frame-size", required_argument, NULL, OPT_FRAME_SIZE},
 	{"io", required_argument, NULL, OPT_IO},
@@ -247,6 +275,12 @@ static void set_option(struct zc_options *o, int c, char *value)
 	switch (c) {
 	case OPT_ENGINE:
 		return set_choice(&o->engine, "engine", value);
+	case OPT_POLICY:
+		return set_policy(o, "--policy", value);
+	case OPT_PIN:
+		return set_policy(o, "--pin", value);
+	case OPT_PIN_SIZE:
+		return set_pin_size(o, "--pin-size", value);
 	case OPT_POOL_SIZE:
 		return set_pool_size(o, "--pool-size", value);
 	case OPT_FRAME_SIZE:
@@ -503,7 +537,8 @@ static void start(struct zc_session *s)
 		    "would show itself without end; choose another", s->opt.mountpoint, s->opt.source);
 	if (r)
 		die(EXIT_CANNOT, "source %s: %s", s->opt.source, strerror(-r));
-	if (!strcmp(s->opt.engine, "pool"))
+	if (!strcmp(s->opt.engine, "pool") ||
+	    zc_policy_names(&s->opt.policies, &zc_engine_pool))
 		make_pool(s);
 	zc_choose_transport(s);
 	s->fd = zc_mount(&s->opt, err, sizeof(err));
@@ -512,6 +547,8 @@ static void start(struct zc_session *s)
 	r = zc_session_init(s);
 	if (!r)
 		r = zc_mount_device(s->opt.mountpoint, &s->dev_major, &s->dev_minor);
+	if (!r)
+		r = zc_pins_create(s, s->opt.pin_size, &s->pins);
 	if (!r)
 		r = zc_session_start(s);
 	if (!r)

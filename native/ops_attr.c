@@ -82,10 +82,12 @@ void zc_attr_timeout(const struct zc_session *s, const struct zc_inode *inode, u
 		zc_timeout_split(s->opt.attr_timeout, sec, nsec);
 }
 
-static int entry_fill(struct zc_req *r, const struct statx *stx, struct zc_inode *inode,
-		      struct fuse_entry_out *out)
+static int entry_fill(struct zc_req *r, const struct statx *stx, struct zc_inode *parent,
+		      const char *name, struct zc_inode *inode, struct fuse_entry_out *out)
 {
 	struct zc_session *s = r->s;
+	if (s->opt.policies.count)
+		zc_policy_found(s, parent, name, inode);
 	*out = (struct fuse_entry_out){.nodeid = zc_inode_id(s->inodes, inode),
 				       .generation = inode->generation};
 	zc_timeout_split(s->opt.entry_timeout, &out->entry_valid, &out->entry_valid_nsec);
@@ -101,7 +103,7 @@ int zc_entry_of_fd(struct zc_req *r, struct zc_inode *parent, const char *name, 
 {
 	struct statx stx;
 	int err = zc_inode_adopt(r->s->inodes, parent, name, fd, &stx, inode);
-	return err ? err : entry_fill(r, &stx, *inode, out);
+	return err ? err : entry_fill(r, &stx, parent, name, *inode, out);
 }
 
 int zc_entry_at(struct zc_req *r, struct zc_inode *parent, int dirfd, const char *name,
@@ -109,7 +111,7 @@ int zc_entry_at(struct zc_req *r, struct zc_inode *parent, int dirfd, const char
 {
 	struct statx stx;
 	int err = zc_inode_adopt_at(r->s->inodes, parent, dirfd, name, &stx, inode);
-	return err ? err : entry_fill(r, &stx, *inode, out);
+	return err ? err : entry_fill(r, &stx, parent, name, *inode, out);
 }
 
 /* statx of the inode, by the open file if the kernel named one. */
@@ -275,9 +277,14 @@ int zc_op_SETATTR(struct zc_req *r)
 	err = zc_inode_fd(r->s->inodes, ino.i, &path);
 	if (err)
 		return err;
+	int pin = in->valid & FATTR_SIZE ? zc_pin_open(r, ino.i, O_WRONLY) : 0;
+	if (pin < 0)
+		return pin;
 	bool begun = zc_change_begin(r->s, ino.i, path.fd);
 	err = set_attributes(r, ino.i, path.fd, in);
 	zc_change_end(r->s, ino.i, path.fd, begun);
+	if (pin == ZC_PIN_HELD)
+		zc_pin_opened(r->s, ino.i);
 	if (in->valid & FATTR_SIZE)
 		zc_pool_changed(r->s, path.fd, 0, UINT64_MAX);
 	if (!err)

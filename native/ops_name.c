@@ -116,7 +116,11 @@ static int remove_name(struct zc_req *r, int flags)
 	if (err)
 		return err;
 	err = zc_inode_unlinking(r->s->inodes, d.ref.i, r->arg);
-	return err ? err : ZC_SYSI("unlinkat", unlinkat(d.fd.fd, r->arg, flags));
+	if (!err)
+		err = ZC_SYSI("unlinkat", unlinkat(d.fd.fd, r->arg, flags));
+	if (!err)
+		zc_pins_removed(r->s);
+	return err;
 }
 
 int zc_op_UNLINK(struct zc_req *r)
@@ -153,6 +157,10 @@ static int rename_name(struct zc_req *r, uint64_t newdir, unsigned flags)
 		zc_inode_moved(t, moving.i, n.ref.i, to);
 	if (back.i)
 		zc_inode_moved(t, back.i, d.ref.i, from);
+	zc_policy_renamed(r->s, n.ref.i, n.fd.fd, to);
+	if (flags & RENAME_EXCHANGE)
+		zc_policy_renamed(r->s, d.ref.i, d.fd.fd, from);
+	zc_pins_removed(r->s);
 	return 0;
 }
 

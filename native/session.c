@@ -168,18 +168,24 @@ static uint64_t wanted_features(const struct zc_session *s)
 	want |= FUSE_POSIX_ACL | FUSE_DONT_MASK;
 	if (s->privileged)
 		want |= FUSE_HANDLE_KILLPRIV_V2 | FUSE_CREATE_SUPP_GROUP;
-	if (s->privileged && strcmp(s->opt.engine, "buffered") && strcmp(s->opt.engine, "pool"))
+	if (s->privileged) /* whatever the engine: files may be pinned */
 		want |= FUSE_PASSTHROUGH;
 	if (s->transport == &zc_transport_uring)
 		want |= FUSE_OVER_IO_URING;
 	return want;
 }
 
+static bool registers_source(const struct zc_session *s)
+{
+	return (strcmp(s->opt.engine, "buffered") && strcmp(s->opt.engine, "pool")) ||
+	       zc_policy_names(&s->opt.policies, &zc_engine_kernel);
+}
+
 /* Files on a filesystem that stacks on another need one level more. */
 static uint32_t stack_depth(const struct zc_session *s)
 {
 	struct statfs st;
-	if (fstatfs(s->source_fd, &st))
+	if (!registers_source(s) || fstatfs(s->source_fd, &st))
 		return 1;
 	switch ((unsigned long)st.f_type) {
 	case 0x794c7630: /* overlayfs */
@@ -261,6 +267,10 @@ int zc_session_init(struct zc_session *s)
 	out.h.unique = h->unique;
 	answer_init(s, in, &out.init);
 	choose_engine(s, offered_features(in));
+	if (s->engine != &zc_engine_kernel && !zc_has(s, FUSE_PASSTHROUGH) &&
+	    zc_policy_names(&s->opt.policies, &zc_engine_kernel))
+		zc_degrade(s, "policy", "there is no passthrough: files of the kernel engine are "
+			   "served by the %s engine", s->engine->name);
 	n = ZC_SYS("write", write(s->fd, &out, sizeof(out)));
 	return n < 0 ? (int)n : 0;
 }

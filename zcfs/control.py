@@ -1,7 +1,8 @@
 """The control socket of a mount: where it is, and how to ask it.
 
 A daemon listens on RUNTIME_DIR/<minor>.sock, where minor is its mount's minor device number. A
-client sends one line, a verb, and reads one JSON document up to the end of the stream.
+client sends one line, a verb, and reads one JSON document up to the end of the stream. `pin LEN`
+and `unpin LEN` are followed by LEN bytes: paths below the mount, each with a NUL at its end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from zcfs.errors import DaemonError, ZcfsError
 from zcfs.mountinfo import FSTYPE, Mount, read
 
 TIMEOUT = 5.0  #: seconds until a daemon that does not answer counts as hanging
+PATHS_MOST = 1 << 20  #: bytes of paths that a daemon takes at once
 RESETS = 3  #: connections that may be reset before that is an error
 DEAD = "its daemon is dead"
 HUNG = "its daemon does not answer"
@@ -85,23 +88,47 @@ def peer(sock: socket.socket) -> tuple[int, int]:
 
 
 def query(mount: Mount, verb: str, timeout: float = TIMEOUT) -> dict[str, Any]:
-    """Ask the daemon of `mount`: verb 'status' or 'stats'.
+    """Ask the daemon of `mount`: verb 'status' or 'stats'."""
+    return _ask_again(mount, verb.encode() + b"\n", timeout)
+
+
+def query_paths(
+    mount: Mount, verb: str, paths: Sequence[str], timeout: float = TIMEOUT
+) -> list[dict[str, Any]]:
+    """Have the daemon pin or unpin files (`verb`); `paths` are relative to the mount's root.
+
+    Returns an entry for each, in order: path, size, loaded, state, reason. ZcfsError for a path
+    that is none, or too long a list of them.
+    """
+    words = [os.fsencode(path) for path in paths]
+    if any(not word or b"\0" in word for word in words):
+        raise ZcfsError(f"{mount.mountpoint}: a path is empty, or has a NUL in it")
+    body = b"".join(word + b"\0" for word in words)
+    if len(body) > PATHS_MOST:
+        raise ZcfsError(f"{mount.mountpoint}: more than {PATHS_MOST} bytes of paths at once")
+    answer = _ask_again(mount, b"%s %d\n%s" % (verb.encode(), len(body), body), timeout)
+    entries: list[dict[str, Any]] = answer["pins"]
+    return entries
+
+
+def _ask_again(mount: Mount, request: bytes, timeout: float) -> dict[str, Any]:
+    """Send and receive.
 
     A daemon that is just ending may still listen on the path that the next one takes over: what is
     reset is asked again.
     """
     for _ in range(RESETS):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            return _ask(mount, verb, timeout)
+            return _ask(mount, request, timeout)
         time.sleep(0.05)
     raise DaemonError(f"{mount.mountpoint}: its daemon resets every connection")
 
 
-def _ask(mount: Mount, verb: str, timeout: float) -> dict[str, Any]:
+def _ask(mount: Mount, request: bytes, timeout: float) -> dict[str, Any]:
     chunks = []
     try:
         with connect(mount, timeout) as sock:
-            sock.sendall(verb.encode() + b"\n")
+            sock.sendall(request)
             while chunk := sock.recv(65536):
                 chunks.append(chunk)
     except TimeoutError:

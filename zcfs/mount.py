@@ -61,6 +61,9 @@ class Options:
     frame_size: str | None = None  #: of its frames, "4K" to "64K"
     io: str | None = None  #: how the pool reads the disk
     splice: str | None = None  #: whether data is moved through pipes: auto, always, never
+    policies: tuple[str, ...] = ()  #: "GLOB=ENGINE": the first that matches a path counts
+    pins: tuple[str, ...] = ()  #: globs of files that are pinned at their first open
+    pin_size: str | None = None  #: memory of pinned files
     mount_options: tuple[str, ...] = ()  #: as after -o: "ro", "fsname=x", "engine=kernel"
 
     def arguments(self) -> list[str]:
@@ -69,10 +72,14 @@ class Options:
         named = {"engine": self.engine, "transport": self.transport, "locks": self.locks,
                  "threads": self.threads, "log": self.log, "pool-size": self.pool_size,
                  "frame-size": self.frame_size, "io": self.io,
-                 "splice": self.splice}  # fmt: skip
+                 "splice": self.splice, "pin-size": self.pin_size}  # fmt: skip
         for name, value in named.items():
             if value is not None:
                 args += [f"--{name}", str(value)]
+        for policy in self.policies:
+            args += ["--policy", policy]
+        for glob in self.pins:
+            args += ["--pin", glob]
         args += ["--read-only"] if self.read_only else []
         args += ["--allow-other"] if self.allow_other else []
         args += ["-o", ",".join(self.mount_options)] if self.mount_options else []

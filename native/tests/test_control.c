@@ -92,6 +92,27 @@ void zc_pool_statistics(struct zc_pool *pool, struct zc_pool_stats *out)
 const struct zc_engine zc_engine_kernel = {.name = "kernel", .index = 0};
 const struct zc_engine zc_engine_buffered = {.name = "buffered", .index = 1, .needs_fd = true};
 const struct zc_engine zc_engine_pool = {.name = "pool", .index = 2, .needs_fd = true};
+const struct zc_engine zc_engine_pinned = {.name = "pinned", .index = 3};
+
+static char glob_of_policy[] = "**/*.db", glob_of_pin[] = "hot/*";
+static const struct zc_pin_info a_pin = {
+	.path = "hot/a.db", .state = "loading", .reason = "", .size = 4096, .loaded = 1024};
+
+void zc_pins_each(struct zc_session *s, unsigned most, zc_pin_visit visit, void *arg,
+		  struct zc_pins_totals *totals)
+{
+	(void)s;
+	*totals = (struct zc_pins_totals){.limit = 65536, .used = 4096, .files = 1};
+	if (most)
+		visit(arg, &a_pin);
+}
+
+void zc_pin_by_hand(struct zc_session *s, const char *path, bool pin, zc_pin_visit visit, void *arg)
+{
+	struct zc_pin_info info = {.path = path, .state = pin ? "loading" : "unpinned", .reason = ""};
+	(void)s;
+	visit(arg, &info);
+}
 static const struct zc_transport transport = {.name = "dev"};
 
 /* The documents ---------------------------------------------------------------------------- */
@@ -124,6 +145,9 @@ static void session_init(void)
 	session.pool = (struct zc_pool *)&session;
 	session.open_files[0] = 3;
 	session.open_files[1] = 1;
+	session.open_files[3] = 2;
+	session.opt.policies = (struct zc_policies){
+		.count = 2, .rules = {{glob_of_policy, &zc_engine_pool}, {glob_of_pin, NULL}}};
 	session.backing_ids = 2;
 	pthread_mutex_init(&session.degr_lock, NULL);
 	workers[0].next = &workers[1];
@@ -157,7 +181,11 @@ static void test_status(void)
 			 "\"max_write\": 1048576, \"control_plane\": {\"state\": \"off\", "
 			 "\"pid\": 0, \"restarts\": 0}, \"engines\": {\"kernel\": "
 			 "{\"open_files\": 3}, \"buffered\": {\"open_files\": 1}, "
-			 "\"pool\": {\"open_files\": 0}}, "
+			 "\"pool\": {\"open_files\": 0}, \"pinned\": {\"open_files\": 2}}, "
+			 "\"policies\": [{\"glob\": \"**/*.db\", \"engine\": \"pool\"}], "
+			 "\"pins\": {\"globs\": [\"hot/*\"], \"list\": [{\"path\": \"hot/a.db\", "
+			 "\"size\": 4096, \"loaded\": 1024, \"state\": \"loading\", "
+			 "\"reason\": \"\"}], \"files\": 1, \"used\": 4096, \"limit\": 65536}, "
 			 "\"inodes\": 17, \"backing_ids\": 2, \"descriptors\": 21, "));
 	EXPECT(has(text, "\"passthrough\": true, "));
 	EXPECT(has(text, "\"over_io_uring\": false, "));
@@ -256,20 +284,25 @@ static int dial(void)
 	return -errno;
 }
 
-static size_t query(const char *line, char *out, size_t len)
+static size_t query_bytes(const char *line, size_t line_len, char *out, size_t len)
 {
 	int fd = dial();
 	size_t used = 0;
 	ssize_t n;
 
 	EXPECT(fd >= 0);
-	send(fd, line, strlen(line), MSG_NOSIGNAL);
+	send(fd, line, line_len, MSG_NOSIGNAL);
 	while ((n = recv(fd, out + used, len - 1 - used, 0)) > 0)
 		used += (size_t)n;
 	EXPECT(n == 0 || errno == ECONNRESET);
 	out[used] = 0;
 	close(fd);
 	return used;
+}
+
+static size_t query(const char *line, char *out, size_t len)
+{
+	return query_bytes(line, strlen(line), out, len);
 }
 
 static double seconds_since(uint64_t begin)
@@ -288,7 +321,7 @@ static void test_clients(void)
 	EXPECT(!strncmp(text, "{\"uptime_s\"", 11));
 	query("nonsense\n", text, sizeof(text));
 	EXPECT(!strcmp(text, "{\"error\": \"unknown verb 'nonsense'; there are: status, "
-			     "stats\"}\n"));
+			     "stats, pin, unpin\"}\n"));
 	query("\n", text, sizeof(text));
 	EXPECT(!strncmp(text, "{\"error\"", 8));
 	memset(line, 'x', sizeof(line));
@@ -296,6 +329,17 @@ static void test_clients(void)
 	query(line, text, sizeof(text));
 	EXPECT(!strncmp(text, "{\"error\"", 8) || !*text);
 	EXPECT(seconds_since(begin) < 1.5);
+
+	EXPECT(query_bytes("pin 5\na/b\0" "c", 10, text, sizeof(text)) == 0); /* the last has no NUL */
+	query_bytes("pin 6\na/b\0c", 12, text, sizeof(text));
+	EXPECT(has(text, "{\"pins\": [{\"path\": \"a/b\", \"size\": 0, \"loaded\": 0, "
+			 "\"state\": \"loading\", \"reason\": \"\"}, {\"path\": \"c\", "));
+	query_bytes("unpin 2\nc", 10, text, sizeof(text));
+	EXPECT(has(text, "\"state\": \"unpinned\""));
+	query("pin 99999999999\n", text, sizeof(text));
+	EXPECT(!strncmp(text, "{\"error\"", 8));
+	query("pin x\n", text, sizeof(text));
+	EXPECT(!strncmp(text, "{\"error\"", 8));
 
 	int silent = dial();
 	begin = zc_now_ns();

@@ -12,7 +12,7 @@ import pytest
 
 from .conftest import Site, one_line
 
-NAMES = ("list", "status", "stats", "probe", "bench")
+NAMES = ("list", "status", "stats", "probe", "bench", "pin")
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -111,22 +111,22 @@ def _socket_inode(minor: str) -> int:
     return path.stat().st_ino if path.exists() else 0
 
 
-def ask(minor: str | int, verb: str) -> Any:
+def ask(minor: str | int, verb: str, body: bytes = b"") -> Any:
     """What the control socket of a mount answers.
 
     A daemon that is just ending may still listen on the path that the next one takes over.
     """
     for _ in range(3):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            return _ask(minor, verb)
+            return _ask(minor, verb, body)
     raise AssertionError(f"the daemon of {minor} resets every connection")
 
 
-def _ask(minor: str | int, verb: str) -> Any:
+def _ask(minor: str | int, verb: str, body: bytes) -> Any:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(str(runtime_dir() / f"{minor}.sock"))
-        connection.sendall(verb.encode() + b"\n")
+        connection.sendall(verb.encode() + b"\n" + body)
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk
@@ -185,6 +185,11 @@ class Mount:
 
     def stats(self) -> Any:
         return ask(self.minor, "stats")
+
+    def pin(self, *paths: str, verb: str = "pin") -> Any:
+        """Pins or unpins (`verb`) files; an entry for each."""
+        body = b"".join(os.fsencode(path) + b"\0" for path in paths)
+        return ask(self.minor, f"{verb} {len(body)}", body)["pins"]
 
     def control_plane_pid(self) -> int:
         """Waits until the control plane runs."""

@@ -66,6 +66,16 @@ CASES = {
     "unknown_locks": Case(with_option("--locks", "warp"), ["locks", "warp"], status=2),
     "pool_too_small": Case(with_option("--pool-size", "1M"), ["pool-size", "1M"], status=2),
     "frame_size": Case(with_option("--frame-size", "12K"), ["frame-size", "12K"], status=2),
+    "policy_without_engine": Case(with_option("--policy", "*.db"), ["*.db", "ENGINE"], status=2),
+    "policy_unknown_engine": Case(
+        with_option("--policy", "*.db=warp"), ["*.db=warp", "engine"], status=2
+    ),
+    "policy_bad_glob": Case(with_option("-o", "policy=a[b=pool"), ["a[b", "'['"], status=2),
+    "policy_empty_glob": Case(with_option("--policy", "=pool"), ["empty"], status=2),
+    "policy_absolute_glob": Case(with_option("--policy", "/a=pool"), ["/a", "relative"], status=2),
+    "pin_leads_out": Case(with_option("--pin", "../a"), ["../a", "'..'"], status=2),
+    "pin_size": Case(with_option("--pin-size", "lots"), ["pin-size", "lots"], status=2),
+    "pin_size_too_small": Case(with_option("--pin-size", "1K"), ["pin-size", "1K"], status=2),
     "bad_number": Case(with_option("--threads", "many"), ["threads", "many"], status=2),
     "bad_timeout": Case(with_option("-o", "attr_timeout=-1"), ["attr_timeout"], status=2),
     "no_arguments": Case(lambda b: [], ["source"], status=2),

@@ -21,6 +21,8 @@ VERBS = {
     "list": "zcfs.cli.list",
     "status": "zcfs.cli.status",
     "stats": "zcfs.cli.stats",
+    "pin": "zcfs.cli.pin",
+    "unpin": "zcfs.cli.unpin",
     "probe": "zcfs.cli.probe",
     "run": "zcfs.cli.run",
     "bench": "zcfs.cli.bench",

@@ -20,6 +20,19 @@ def add_mount_options(parser: argparse.ArgumentParser) -> None:
     """The options of `mount` and `run`."""
     group = parser.add_argument_group("mount options")
     group.add_argument("--engine", choices=ENGINES, help="how file bytes are served")
+    group.add_argument(
+        "--policy", dest="policies", action="append", default=[], metavar="GLOB=ENGINE",
+        help="how files are served whose path below the mount matches (kernel, pool, buffered, "
+        "pinned); the first that matches counts, else --engine; '*' stops at '/', '**' does not: "
+        "'**/*.ibd=pool'",
+    )  # fmt: skip
+    group.add_argument(
+        "--pin", dest="pins", action="append", default=[], metavar="GLOB",
+        help="pin such files at their first open: hold them in memory",
+    )  # fmt: skip
+    group.add_argument(
+        "--pin-size", metavar="SIZE", help="memory of pinned files (a quarter of the machine's)"
+    )
     group.add_argument("--pool-size", metavar="SIZE", help="memory of the pool engine (256M)")
     group.add_argument("--frame-size", metavar="SIZE", help="of its frames, 4K to 64K (16K)")
     group.add_argument("--io", choices=IO, help="how the pool reads the disk")
@@ -73,6 +86,9 @@ def mount_options(args: argparse.Namespace) -> Options:
         frame_size=args.frame_size,
         io=args.io,
         splice=args.splice,
+        policies=tuple(args.policies),
+        pins=tuple(args.pins),
+        pin_size=args.pin_size,
         locks=args.locks,
         read_only=args.read_only,
         allow_other=args.allow_other,
@@ -107,6 +123,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def size(value: int) -> str:
+    """Bytes for people: 512 B, 4.0 KiB, 1.5 GiB."""
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
 
 
 def seconds(value: Any) -> str:

@@ -49,7 +49,7 @@ FOR_DAEMON = {
     "ro", "rw", "allow_other", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime",
     "nodiratime", "strictatime", "lazytime", "sync", "dirsync", "nosymfollow", "nonempty",
     "fsname", "subtype", "attr_timeout", "entry_timeout", "engine", "transport", "locks",
-    "threads", "log",
+    "threads", "log", "policy", "pin", "pin-size", "pool-size", "frame-size", "io",
 }  # fmt: skip
 #: What mountinfo shows of a fuse mount, and mount(8) hands back to us on a remount.
 SHOWN = {"user_id", "group_id", "default_permissions", "allow_other", "max_read", "fsname",

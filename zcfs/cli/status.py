@@ -1,4 +1,4 @@
-"""Show how a mount is served: engine, transport, threads, open files, and what was degraded.
+"""Show how a mount is served: engine, policies, pins, transport, open files, and what was degraded.
 
 --json: zcfs/schemas/status.json."""
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zcfs import control
-from zcfs.cli.common import find_mount, print_json, seconds
+from zcfs.cli.common import find_mount, print_json, seconds, size
 
 HELP = "show how a mount is served, and what was degraded"
 
@@ -43,6 +43,8 @@ def lines(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "engine", str(status.get("engine"))
     for name, engine in status.get("engines", {}).items():
         yield f"  {name}", f"{engine.get('open_files', 0)} open files"
+    yield from policies(status)
+    yield from pins(status.get("pins", {}))
     yield "transport", f"{status.get('transport')}, {status.get('threads')} threads"
     yield "splice", str(status.get("splice"))
     yield "locks", str(status.get("locks"))
@@ -54,6 +56,36 @@ def lines(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from features(status.get("features", {}))
     for item in status.get("degradations", ()):
         yield "degraded", f"{item.get('what')}: {item.get('reason')}"
+
+
+def policies(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Which engine serves which files."""
+    for policy in status.get("policies", ()):
+        yield "  policy", f"{policy.get('glob')}: {policy.get('engine')}"
+    for glob in status.get("pins", {}).get("globs", ()):
+        yield "  policy", f"{glob}: pinned at the first open"
+
+
+def pins(pinned: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is pinned, one file a line."""
+    listed = pinned.get("list", [])
+    if not listed:
+        return
+    files, used, limit = pinned["files"], size(pinned["used"]), size(pinned["limit"])
+    yield "pins", f"{files} files, {used} of {limit}"
+    for pin in listed:
+        yield "  pin", described(pin)
+    if files > len(listed):
+        yield "  pin", f"and {files - len(listed)} more"
+
+
+def described(pin: dict[str, Any]) -> str:
+    """One pin for people."""
+    state = str(pin["state"])
+    if state == "loading" and pin["size"]:
+        state += f" ({100 * pin['loaded'] // pin['size']} %)"
+    reason = f": {pin['reason']}" if pin["reason"] else ""
+    return f"{pin['path']}  {size(pin['size'])}  {state}{reason}"
 
 
 def features(granted: dict[str, bool]) -> Iterator[tuple[str, str]]:
