@@ -43,8 +43,10 @@ class Mode:
 MODES = [
     Mode(engine, transport) for engine in ("kernel", "pool", "buffered") for transport in ("dev", "uring")
 ]
-TABLE_MODES = [*MODES, Mode("buffered", "dev", "always")]  # of the POSIX table
-NEEDS = {"kernel": "passthrough", "uring": "fuse_io_uring"}  # names in the probe
+#: every file pinned by its first open for reading
+PINNED = Mode("pinned", "dev")
+TABLE_MODES = [*MODES, Mode("buffered", "dev", "always"), PINNED]  # of the POSIX table
+NEEDS = {"kernel": "passthrough", "pinned": "passthrough", "uring": "fuse_io_uring"}  # names in the probe
 
 
 @functools.cache
@@ -255,7 +257,9 @@ def command_line(mode: Mode | None, options: Sequence[str], computed: bool) -> l
     binary = zcfsd()
     assert binary is not None
     command = [str(binary), "--foreground"]
-    if mode is not None:
+    if mode == PINNED:
+        command += ["--engine", "kernel", "--policy", "**=pinned", "--transport", mode.transport]
+    elif mode is not None:
         command += ["--engine", mode.engine, "--transport", mode.transport]
         command += ["--splice", mode.splice] if mode.splice != "auto" else []
     if os.geteuid() == 0:

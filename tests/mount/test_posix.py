@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from .conftest import require
-from .harness import Mode
+from .harness import PINNED, Mode
 from .places import Place
-from .posix import Check, load
+from .posix import Check, fails, load
 
 
 @pytest.fixture(scope="session")
@@ -30,5 +31,9 @@ def test_posix(place: Place, check: Check) -> None:
     if check.root and os.geteuid() != 0:
         pytest.skip("needs root")
     if check.mount_only and place.kind == "bare":
+        return
+    if check.writes_what_is_read and place.kind == PINNED:
+        with fails(errno.ETXTBSY):
+            place.run(check)
         return
     place.run(check)

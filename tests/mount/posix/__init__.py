@@ -17,6 +17,7 @@ from typing import Any
 
 from ..linux import run_child
 
+PASSED_THROUGH = ("kernel", "pinned")  #: engines whose writes are the kernel's
 USER, OTHER, GROUP, TEAM = 1000, 1001, 1000, 2000
 
 
@@ -27,7 +28,7 @@ class Tree:
     path    its directory, in the tree under test
     source  the same directory in place
     root    the root of the tree under test
-    engine  "bare", "kernel", "buffered", or "peer" for another program's mount
+    engine  "bare", "kernel", "pool", "buffered", "pinned", or "peer" for another program's mount
     computed  whether the computed tree is served
     """
 
@@ -68,28 +69,37 @@ class Check:
     run: Callable[[Tree], None]
     root: bool  # needs root
     mount_only: bool  # means nothing on the bare directory
+    writes_what_is_read: bool  # opens for writing what is open for reading: not where it is pinned
 
 
 TABLE: dict[str, Check] = {}
 
 
 def check(
-    *, root: bool = False, mount_only: bool = False
+    *, root: bool = False, mount_only: bool = False, writes_what_is_read: bool = False
 ) -> Callable[[Callable[[Tree], None]], Callable[[Tree], None]]:
     """Put a function into the table under its name."""
 
     def register(function: Callable[[Tree], None]) -> Callable[[Tree], None]:
-        add(function.__name__, function, root=root, mount_only=mount_only)
+        add(
+            function.__name__, function, root=root, mount_only=mount_only,
+            writes_what_is_read=writes_what_is_read,
+        )  # fmt: skip
         return function
 
     return register
 
 
 def add(
-    name: str, run: Callable[[Tree], None], *, root: bool = False, mount_only: bool = False
+    name: str,
+    run: Callable[[Tree], None],
+    *,
+    root: bool = False,
+    mount_only: bool = False,
+    writes_what_is_read: bool = False,
 ) -> None:
     assert name not in TABLE, f"two checks are named {name}"
-    TABLE[name] = Check(name, run, root, mount_only)
+    TABLE[name] = Check(name, run, root, mount_only, writes_what_is_read)
 
 
 @contextlib.contextmanager

@@ -178,7 +178,7 @@ def no_stale_bytes_after_truncation_of_a_mapping(t: Tree) -> None:
         assert os.pread(fd, 8192, 0) == b"S" * 100 + bytes(8092)
 
 
-@check()
+@check(writes_what_is_read=True)
 def open_truncates(t: Tree) -> None:
     path = t.file("f", pattern(9999))
     with opened(path, os.O_RDONLY) as before, opened(path, os.O_WRONLY | os.O_TRUNC):
@@ -554,7 +554,7 @@ def bad_addresses(t: Tree) -> None:
         assert os.pread(fd, 10000, 0) == pattern(10000)
 
 
-@check()
+@check(writes_what_is_read=True)
 def many_open_handles(t: Tree) -> None:
     path = t.file("f", b"x")
     with contextlib.ExitStack() as stack:

@@ -535,7 +535,7 @@ def ofd_lock_waits(t: Tree) -> None:
             waiter.result()
 
 
-@check()
+@check(writes_what_is_read=True)
 def flock_shared_and_exclusive(t: Tree) -> None:
     path = t.file("f")
     with opened(path, os.O_RDONLY) as fd:
