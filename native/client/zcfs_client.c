@@ -231,25 +231,29 @@ static int set_patience(int fd, int seconds)
 	       setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t)) ? -errno : 0;
 }
 
-/* A connection; its daemon may still refuse. */
-static int dial(const struct zcfs_place *at)
+/* The client's socket: from here on a child closes it. */
+static int open_socket(struct zcfs_client *c)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&all_lock);
+	c->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (c->fd < 0)
+		err = -errno;
+	pthread_mutex_unlock(&all_lock);
+	return err ? err : set_patience(c->fd, HELLO_SECONDS);
+}
+
+/* Connects; the daemon may still refuse. */
+static int dial(struct zcfs_client *c, const struct zcfs_place *at)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	int err = fd < 0 ? -errno : set_patience(fd, HELLO_SECONDS);
+	int err = open_socket(c);
 
 	memcpy(addr.sun_path, at->path, sizeof(addr.sun_path));
-	if (!err && connect(fd, (struct sockaddr *)&addr, sizeof(addr)))
+	if (!err && connect(c->fd, (struct sockaddr *)&addr, sizeof(addr)))
 		err = errno == ECONNREFUSED || errno == ENOENT ? -ENOTCONN : -errno;
-	if (err)
-		no_place(err, at->mountpoint, at);
-	else
-		err = check_peer(fd, at);
-	if (!err)
-		return fd;
-	if (fd >= 0)
-		close(fd);
-	return err;
+	return err ? no_place(err, at->mountpoint, at) : check_peer(c->fd, at);
 }
 
 /* The descriptor that came with a message, or -1. */
@@ -327,18 +331,18 @@ static void *map_arena(int arena, uint64_t size)
 	return mapped;
 }
 
-/* Says hello and maps the arena. `fd` is the client's on success. */
-static int greet(struct zcfs_client *c, int fd)
+/* Hears the hello and maps the arena. */
+static int greet(struct zcfs_client *c)
 {
 	struct zc_lease_hello hello;
-	int arena = receive_hello(fd, c->mountpoint, &hello);
+	int arena = receive_hello(c->fd, c->mountpoint, &hello);
 	void *at;
 	int err;
 
 	if (arena < 0)
 		return arena;
 	at = map_arena(arena, hello.arena);
-	err = at == MAP_FAILED ? -errno : set_patience(fd, REPLY_SECONDS);
+	err = at == MAP_FAILED ? -errno : set_patience(c->fd, REPLY_SECONDS);
 	close(arena);
 	if (at == MAP_FAILED)
 		return fail(err, "%s: its pool cannot be mapped: %s", c->mountpoint, strerror(-err));
@@ -346,7 +350,6 @@ static int greet(struct zcfs_client *c, int fd)
 	c->arena_size = hello.arena;
 	c->page_limit = hello.page_limit;
 	c->frame_size = hello.frame_size;
-	c->fd = fd;
 	return err;
 }
 
@@ -354,29 +357,25 @@ int zcfs_client_attach(const char *mountpoint, struct zcfs_client **out)
 {
 	struct zcfs_client *c;
 	struct zcfs_place at;
-	int err = zcfs_find(mountpoint, &at), fd;
+	int err = zcfs_find(mountpoint, &at);
 
 	if (err)
 		return no_place(err, mountpoint, &at);
-	fd = dial(&at);
-	if (fd < 0)
-		return fd;
 	c = calloc(1, sizeof(*c));
-	if (!c) {
-		close(fd);
+	if (!c)
 		return fail(-ENOMEM, "out of memory");
-	}
 	c->fd = -1;
 	strcpy(c->mountpoint, at.mountpoint);
 	pthread_mutex_init(&c->lock, NULL);
-	err = greet(c, fd);
+	list_enter(c);
+	err = dial(c, &at);
+	if (!err)
+		err = greet(c);
 	if (err) {
-		if (c->fd < 0)
-			close(fd);
+		list_leave(c);
 		destroy(c);
 		return err;
 	}
-	list_enter(c);
 	*out = c;
 	return 0;
 }
