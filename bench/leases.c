@@ -1,11 +1,11 @@
-/* Pages a second that another process gets from a mount's pool: leased and released in batches, beside
- * pread of the same pages from the mount. One record of 64 bytes is read in each page.
+/* Pages a second that another process gets from a mount's pool: leased and released in batches,
+ * beside pread of the same pages from the mount. One record of 64 bytes is read in each page.
  *
  *     leases MOUNTPOINT FILE MIB PAGE_SIZE BATCH SECONDS
  *
- * FILE, a name below the root of the mount, is made as needed: each 8 bytes hold their own offset, and
- * what is read is checked. Both ways take the same random pages, in turn, five rounds of SECONDS each.
- * Prints JSON: pages a second, the median of the rounds and all of them.
+ * FILE, a name below the root of the mount, is made as needed: each 8 bytes hold their own offset,
+ * and what is read is checked. Both ways take the same random pages, in turn, five rounds of
+ * SECONDS each. Prints JSON: pages a second, the median of the rounds and all of them.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -72,7 +72,8 @@ static void by_lease(const uint64_t *numbers)
 static void by_pread(const uint64_t *numbers)
 {
 	for (unsigned i = 0; i < batch; i++) {
-		if (pread(fd, buffer, page_size, (off_t)(numbers[i] * page_size)) != (ssize_t)page_size)
+		off_t at = (off_t)(numbers[i] * page_size);
+		if (pread(fd, buffer, page_size, at) != (ssize_t)page_size)
 			die("pread", strerror(errno));
 		check(buffer, numbers[i]);
 	}

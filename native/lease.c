@@ -1,16 +1,17 @@
 /* Page leases: other processes borrow pages of the session's pool, by the protocol of lease_wire.h.
  *
  * Owns <runtime dir>/<minor>.lease and what its clients hold: open files of the pool and borrowed
- * pages. A client maps the arena for reading only (the descriptor that it gets allows no more), so all
- * that it can do wrong is send nonsense, and then it is disconnected. The end of a connection, however
- * it came about, gives back everything.
+ * pages. A client maps the arena for reading only (the descriptor that it gets allows no more), so
+ * all that it can do wrong is send nonsense, and then it is disconnected. The end of a connection,
+ * however it came about, gives back everything.
  *
  * Only root and the daemon's own user are served: the arena has pages of all files, whoever may
  * read them. They could open those files in the source as well, so the daemon's rights serve.
  *
- * Threading: one thread accepts, and one for each client serves it, for a lease may wait for the disk; so
- * no client waits for another, and no request of the mount for any of them. What a client holds is
- * its thread's alone. The lock is for the list of clients, and to shut down their sockets at the end.
+ * Threading: one thread accepts, and one for each client serves it, for a lease may wait for the
+ * disk; so no client waits for another, and no request of the mount for any of them. What a client
+ * holds is its thread's alone. The lock is for the list of clients, and to shut down their sockets
+ * at the end.
  */
 #include "internal.h"
 
@@ -75,8 +76,7 @@ struct zc_leases {
 static_assert(sizeof(struct zc_lease_hello) == 256, "the protocol has no padding");
 static_assert(sizeof(struct zc_lease_reply) == 32, "the protocol has no padding");
 static_assert(sizeof(struct zc_lease_page) == 24, "the protocol has no padding");
-static_assert(sizeof(struct zc_lease_request) + ZC_LEASE_BATCH * 8 <= sizeof(struct zc_lease_request) +
-	      ZC_LEASE_PATH, "all requests fit where the longest path does");
+static_assert(ZC_LEASE_BATCH * 8 <= ZC_LEASE_PATH, "all requests fit where the longest path does");
 
 /* What a client holds ---------------------------------------------------------------------- */
 
@@ -170,7 +170,8 @@ static void close_file(struct client *c, uint32_t number)
 
 /* Opening by path -------------------------------------------------------------------------- */
 
-/* One name below `dir`, as the mount would look it up: no way out of the source, no symbolic link. */
+/* One name below `dir`, as the mount would look it up: no way out of the source, no symbolic
+ * link. */
 static int step(int dir, const char *name)
 {
 	if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
@@ -437,7 +438,8 @@ static void talk(struct client *c)
 		len = serve(c, (size_t)n);
 		if (len == NONSENSE) {
 			atomic_fetch_add(&c->l->dropped, 1);
-			zc_log("leases: pid %d sent what is no request; it was disconnected", (int)c->pid);
+			zc_log("leases: pid %d sent what is no request; it was disconnected",
+			       (int)c->pid);
 			return;
 		}
 		if (len && !send_all(c, len))
@@ -526,8 +528,8 @@ static void refuse(struct zc_leases *l, int fd, int err)
 {
 	atomic_fetch_add(&l->refused, 1);
 	if (err == -EACCES)
-		say_hello(l, fd, err, "only root and user %u, who mounted it, may borrow pages: they "
-			  "come from all files; read through the mount", (unsigned)geteuid());
+		say_hello(l, fd, err, "only root and user %u, who mounted it, may borrow pages: "
+			  "they come from all files; read through the mount", (unsigned)geteuid());
 	else if (err == -EUSERS)
 		say_hello(l, fd, err, "%u clients borrow pages already", ZC_LEASE_CLIENTS);
 	else

@@ -1,11 +1,14 @@
-/* The lease protocol: how another process borrows pages of a mount's pool. docs/leases.md explains it.
+/* The lease protocol: how another process borrows pages of a mount's pool. docs/leases.md explains
+ * it.
  *
- * A client connects to <runtime dir>/<minor>.lease, a SOCK_SEQPACKET socket: one message, one struct with
- * what follows it. All numbers are in the byte order of the machine, and structs have no padding.
+ * A client connects to <runtime dir>/<minor>.lease, a SOCK_SEQPACKET socket: one message, one
+ * struct with what follows it. All numbers are in the byte order of the machine, and structs have
+ * no padding.
  *
- * The daemon speaks first: a hello, with the descriptor of the arena (SCM_RIGHTS) unless it refuses.
- * Then the client sends requests. Each gets one reply, in order; a RELEASE gets none. Whoever sends
- * what is no request is disconnected. The end of the connection ends all leases and closes all files.
+ * The daemon speaks first: a hello, with the descriptor of the arena (SCM_RIGHTS) unless it
+ * refuses. Then the client sends requests. Each gets one reply, in order; a RELEASE gets none.
+ * Whoever sends what is no request is disconnected. The end of the connection ends all leases and
+ * closes all files.
  *
  * The daemon and the client library include this file; it needs nothing but the fixed-width types.
  */

@@ -1,4 +1,5 @@
-/* The runtime directory: where a daemon's sockets are, one name for each mount, and who may use them.
+/* The runtime directory: where a daemon's sockets are, one name for each mount, and who may use
+ * them.
  *
  * The directory is open to our user alone. A socket is <dir>/<minor>.<suffix>, minor being the
  * mount's minor device number: whoever knows the mount point finds it by mountinfo.

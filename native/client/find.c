@@ -1,5 +1,6 @@
-/* From a mount point to the daemon's lease socket, as `mountctl` finds the control socket: the mount's
- * minor device number and owner from /proc/self/mountinfo, then the runtime directories of that owner.
+/* From a mount point to the daemon's lease socket, as `mountctl` finds the control socket: the
+ * mount's minor device number and owner from /proc/self/mountinfo, then the runtime directories of
+ * that owner.
  *
  * The mount itself is never touched: where its daemon hangs, so would the caller. Any thread.
  */

@@ -1,16 +1,17 @@
 /* libzcfs-client (zcfs_client.h): the client's side of the lease protocol (lease_wire.h).
  *
- * Owns connections and mappings of arenas. Each client has a lock: one request is under way at a time, and
- * the count of its leases is exact. The connection ends when the client was closed and nothing is
- * leased, for then nobody needs it; its memory when the caller has let go of the address, too.
+ * Owns connections and mappings of arenas. Each client has a lock: one request is under way at a
+ * time, and the count of its leases is exact. The connection ends when the client was closed and
+ * nothing is leased, for then nobody needs it; its memory when the caller has let go of the
+ * address, too.
  *
- * Forks: the child has the memory and the descriptors, and must use neither the connection, which is
- * the parent's, nor keep it open, for the leases end with it. So in the child, before anything else
- * runs, all connections are closed, and every call fails. The lock of a client may be held there by
- * a thread that does not exist: it is not taken.
+ * Forks: the child has the memory and the descriptors, and must use neither the connection, which
+ * is the parent's, nor keep it open, for the leases end with it. So in the child, before anything
+ * else runs, all connections are closed, and every call fails. The lock of a client may be held
+ * there by a thread that does not exist: it is not taken.
  *
- * The library stands alone: it is for other people's programs, and takes nothing from the daemon but
- * lease_wire.h.
+ * The library stands alone: it is for other people's programs, and takes nothing from the daemon
+ * but lease_wire.h.
  */
 #include "zcfs_client.h"
 
@@ -124,8 +125,8 @@ static void list_leave(struct zcfs_client *c)
 
 /* The end of a client ---------------------------------------------------------------------- */
 
-/* Under the lock. The list's lock as well, so that a child closes no descriptor that is another's by
- * then. */
+/* Under the lock. The list's lock as well, so that a child closes no descriptor that is another's
+ * by then. */
 static void disconnect(struct zcfs_client *c)
 {
 	pthread_mutex_lock(&all_lock);
@@ -199,10 +200,12 @@ static int no_place(int err, const char *mountpoint, const struct zcfs_place *at
 	case -ENODEV:
 		return fail(err, "%s: no mount of zcfs", mountpoint);
 	case -EACCES:
-		return fail(err, "%s: only root and user %u, who mounted it, may borrow pages: they come "
-			    "from all files; read through the mount", mountpoint, (unsigned)at->owner);
+		return fail(err, "%s: only root and user %u, who mounted it, may borrow pages: "
+			    "they come from all files; read through the mount", mountpoint,
+			    (unsigned)at->owner);
 	case -EOPNOTSUPP:
-		return fail(err, "%s: the mount has no pool (mount it with --engine pool)", mountpoint);
+		return fail(err, "%s: the mount has no pool (mount it with --engine pool)",
+			    mountpoint);
 	case -ENOTCONN:
 		return fail(err, "%s: its daemon is dead; mountctl umount cleans up", mountpoint);
 	default:
@@ -345,7 +348,8 @@ static int greet(struct zcfs_client *c)
 	err = at == MAP_FAILED ? -errno : set_patience(c->fd, REPLY_SECONDS);
 	close(arena);
 	if (at == MAP_FAILED)
-		return fail(err, "%s: its pool cannot be mapped: %s", c->mountpoint, strerror(-err));
+		return fail(err, "%s: its pool cannot be mapped: %s", c->mountpoint,
+			    strerror(-err));
 	c->arena = at;
 	c->arena_size = hello.arena;
 	c->page_limit = hello.page_limit;
@@ -450,8 +454,8 @@ static const char *why_not_open(int err)
 {
 	switch (err) {
 	case -EINVAL:
-		return "a page size is a power of two from 4096 to 65536, and a path is below the root of "
-		       "the mount, without . and ..";
+		return "a page size is a power of two from 4096 to 65536, and a path is below the "
+		       "root of the mount, without . and ..";
 	case -EOPNOTSUPP:
 		return "only regular files of the source have pages";
 	case -ELOOP:
@@ -603,8 +607,11 @@ void zcfs_client_release(struct zcfs_client *c, struct zcfs_lease *leases, size_
 {
 	if (!lock(c))
 		return;
-	for (size_t i = 0; i < count; i += ZC_LEASE_BATCH)
-		release_batch(c, leases + i, count - i < ZC_LEASE_BATCH ? count - i : ZC_LEASE_BATCH);
+	for (size_t i = 0; i < count; i += ZC_LEASE_BATCH) {
+		size_t n = count - i < ZC_LEASE_BATCH ? count - i : ZC_LEASE_BATCH;
+
+		release_batch(c, leases + i, n);
+	}
 	unlock(c);
 }
 

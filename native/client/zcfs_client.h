@@ -13,13 +13,14 @@
  *	zcfs_client_release(client, lease, 64);
  *	zcfs_client_free(client);
  *
- * The pages are in memory that the daemon has read them into, mapped here for reading only. A leased
- * page keeps its bytes until it is released, whoever writes to the file, and also if the daemon dies.
- * Only root and the user who mounted it may borrow, from mounts that have a pool (--engine pool).
+ * The pages are in memory that the daemon has read them into, mapped here for reading only. A
+ * leased page keeps its bytes until it is released, whoever writes to the file, and also if the
+ * daemon dies. Only root and the user who mounted it may borrow, from mounts that have a pool
+ * (--engine pool).
  *
- * Errors: 0 or a count on success, -errno on failure; zcfs_client_message() says more. -ENOTCONN: the
- * daemon has gone. -ESHUTDOWN: the client was closed, or this is the child of a fork, where each
- * client is as if closed. Sizes are in bytes, page numbers count from 0.
+ * Errors: 0 or a count on success, -errno on failure; zcfs_client_message() says more. -ENOTCONN:
+ * the daemon has gone. -ESHUTDOWN: the client was closed, or this is the child of a fork, where
+ * each client is as if closed. Sizes are in bytes, page numbers count from 0.
  *
  * Threads: any, also at the same time; requests of one client wait for one another.
  *
@@ -41,8 +42,8 @@ struct zcfs_client;
  * -ENODEV: no mount of zcfs is there. -EOPNOTSUPP: it has no pool. -EACCES: it is another user's.
  * -EUSERS: it has too many clients. -EPROTO: it speaks another version of the protocol. */
 int zcfs_client_attach(const char *mountpoint, struct zcfs_client **out);
-/* No more calls but release and free. Idempotent. What is leased stays so, and the connection with it,
- * until the last lease is released. */
+/* No more calls but release and free. Idempotent. What is leased stays so, and the connection with
+ * it, until the last lease is released. */
 void zcfs_client_close(struct zcfs_client *client);
 /* Closes it, and ends the caller's use of the address; but leases may still be released. */
 void zcfs_client_free(struct zcfs_client *client);
@@ -77,9 +78,10 @@ struct zcfs_lease {
 };
 
 /* Leases `count` pages, the missing ones being read in batches of 256; the same number may occur
- * twice. Each has its own `error`. -ERANGE: past the end of the file; -ENOBUFS: too much is borrowed,
- * release some; -EBUSY: the daemon is changing it; -EIO, ...: the disk's, and the next lease tries again.
- * Returns how many were leased; -errno if the request itself failed and none was. */
+ * twice. Each has its own `error`. -ERANGE: past the end of the file; -ENOBUFS: too much is
+ * borrowed, release some; -EBUSY: the daemon is changing it; -EIO, ...: the disk's, and the next
+ * lease tries again. Returns how many were leased; -errno if the request itself failed and none
+ * was. */
 int64_t zcfs_client_lease(struct zcfs_client *client, const struct zcfs_client_file *file,
 			  const uint64_t *numbers, size_t count, struct zcfs_lease *leases);
 /* Ends leases; sets `data` to NULL, and skips those where it is NULL. Waits for no answer. */

@@ -167,8 +167,9 @@ static int ask_about(struct peer *p, uint32_t op, uint32_t file)
 
 static int lease(struct peer *p, uint32_t file, const uint64_t *numbers, uint32_t count)
 {
-	say(p, (struct zc_lease_request){.op = ZC_LEASE_PAGES, .file = file, .count = count}, numbers,
-	    count * sizeof(*numbers));
+	struct zc_lease_request r = {.op = ZC_LEASE_PAGES, .file = file, .count = count};
+
+	say(p, r, numbers, count * sizeof(*numbers));
 	return hear(p);
 }
 
@@ -275,8 +276,9 @@ static void test_open(void)
 		int error;
 	} paths[] = {
 		{"sub/file", 0}, {"absent", -ENOENT}, {"sub/absent", -ENOENT}, {"data/x", -ENOTDIR},
-		{"sub", -EISDIR}, {"link", -ELOOP}, {"sublink/file", -ENOTDIR}, {"fifo", -EOPNOTSUPP},
-		{"..", -EINVAL}, {"sub/../data", -EINVAL}, {"./data", -EINVAL}, {"/etc/passwd", -EINVAL},
+		{"sub", -EISDIR}, {"link", -ELOOP}, {"sublink/file", -ENOTDIR},
+		{"fifo", -EOPNOTSUPP}, {"..", -EINVAL}, {"sub/../data", -EINVAL},
+		{"./data", -EINVAL}, {"/etc/passwd", -EINVAL},
 		{"sub//file", -EINVAL}, {"sub/", -EINVAL}, {".zcfs/stats", -EOPNOTSUPP},
 		{".zcfs", -EOPNOTSUPP},
 	};
@@ -369,8 +371,9 @@ static void test_nonsense(void)
 		{{.op = ZC_LEASE_OPEN, .count = 5000}, 5000},
 		{{.op = ZC_LEASE_CLOSE}, 1}, {{.op = ZC_LEASE_SIZE, .count = 1}, 0},
 		{{.op = ZC_LEASE_PAGES}, 0}, {{.op = ZC_LEASE_PAGES, .count = 257}, 2056},
-		{{.op = ZC_LEASE_PAGES, .count = 2}, 8}, {{.op = ZC_LEASE_PAGES, .count = 1 << 29}, 0},
-		{{.op = ZC_LEASE_RELEASE}, 0}, {{.op = ZC_LEASE_RELEASE, .count = 1}, 4}, /* not leased */
+		{{.op = ZC_LEASE_PAGES, .count = 2}, 8},
+		{{.op = ZC_LEASE_PAGES, .count = 1 << 29}, 0}, {{.op = ZC_LEASE_RELEASE}, 0},
+		{{.op = ZC_LEASE_RELEASE, .count = 1}, 4}, /* not leased */
 		{{.op = ZC_LEASE_RELEASE, .count = 257}, 1028},
 		{{.op = ZC_LEASE_RELEASE, .count = UINT32_MAX}, 4},
 	};
@@ -419,8 +422,10 @@ static void test_random(void)
 	srandom(1);
 	attach(&p);
 	for (unsigned i = 0; i < 20000; i++) {
-		size_t len = (size_t)(random() % 2 ? random() % 80 : random() % (long)sizeof(words));
-		struct zc_lease_request r = {.op = (uint32_t)(random() % 8), .file = (uint32_t)(random() % 3),
+		long most = random() % 2 ? 80 : (long)sizeof(words);
+		size_t len = (size_t)(random() % most);
+		struct zc_lease_request r = {.op = (uint32_t)(random() % 8),
+					     .file = (uint32_t)(random() % 3),
 					     .count = (uint32_t)(random() % 5)};
 		for (size_t k = 0; k < sizeof(words) / 4; k++)
 			words[k] = (uint32_t)(random() % 3 ? random() % 6 : random());
@@ -632,7 +637,8 @@ static void test_faults(void)
 
 	for (; reached; nth++) {
 		int err = errors[nth % 4], fds = harness_fds();
-		snprintf(harness_context, sizeof(harness_context), "call %d fails with %d", nth, err);
+		snprintf(harness_context, sizeof(harness_context), "call %d fails with %d", nth,
+			 err);
 		zc_fault_arm("*", nth, err, 0);
 		leases = NULL;
 		int made = zc_leases_create(&session, &leases);
