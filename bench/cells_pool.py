@@ -36,9 +36,11 @@ from zcfs import fio
 
 HIT = "pool hit"
 MISS = "pool miss"
+SMALL = "pool miss/4K"  # frames as large as the reads
 PINNED = "pinned"
 LL = "passthrough_ll-nocache"
-BINDFS = "bindfs"
+BINDFS, BINDFS_DIRECT = "bindfs", "bindfs-direct"
+OWN_PEERS = (LL, BINDFS_DIRECT)  # of no other set
 MEMCPY = "memcpy"
 HERE = Path(__file__).parent
 
@@ -46,7 +48,8 @@ HERE = Path(__file__).parent
 def pool_options(quick: bool) -> dict[str, list[str]]:
     """What zcfsd is told beside the engine, by subject: all of the file fits, or a sixteenth."""
     mib = QUICK_MIB if quick else FILE_MIB
-    return {HIT: [f"--pool-size={mib * 2}M"], MISS: [f"--pool-size={mib // 16}M"],
+    small = f"--pool-size={mib // 16}M"
+    return {HIT: [f"--pool-size={mib * 2}M"], MISS: [small], SMALL: [small, "--frame-size=4K"],
             PINNED: ["--pin=**"]}  # fmt: skip
 
 
@@ -77,7 +80,14 @@ def both(*bars: Bar) -> dict[str, tuple[Bar, ...]]:
 
 
 HITS = (BARE, HIT, LL)
-MISSES = (BARE, MISS, BINDFS)
+MISSES = (BARE, MISS, SMALL, BINDFS, BINDFS_DIRECT)
+
+
+def against_bindfs(subject: str) -> tuple[Bar, ...]:
+    """bindfs by itself takes O_DIRECT away, and reads a source that is in the page cache."""
+    return Bar(subject, BINDFS_DIRECT, 2.0), Bar(subject, BINDFS, 2.0)
+
+
 RANDOM, SEQUENTIAL = "direct-randread-qd32-io_uring", "direct-seqread"
 JOBS = (
     Job("pool-hit-qd1", warm("direct-randread-qd1-psync", "pool hit, 4 KiB, qd1"), HITS,
@@ -88,9 +98,9 @@ JOBS = (
     Job("pool-hit-seq", warm(SEQUENTIAL, "pool hit, sequential 1 MiB, qd8"), (*HITS, MEMCPY),
         both(Bar(HIT, MEMCPY, 0.45))),
     Job("pool-miss-qd32", replace(BY_NAME[RANDOM], title="pool miss, 4 KiB, qd32"), MISSES,
-        {"disk": (Bar(MISS, BARE, 0.95),), "zram": (Bar(MISS, BINDFS, 2.0),)}),
+        {"disk": (Bar(SMALL, BARE, 0.95), Bar(MISS, BARE, 0.95)), "zram": against_bindfs(SMALL)}),
     Job("pool-miss-seq", replace(BY_NAME[SEQUENTIAL], title="pool miss, sequential 1 MiB, qd8"),
-        MISSES, {"disk": (Bar(MISS, BARE, 0.95),), "zram": (Bar(MISS, BINDFS, 2.0),)}),
+        MISSES, {"disk": (Bar(MISS, BARE, 0.95),), "zram": against_bindfs(MISS)}),
     Job("pinned-qd1", warm("direct-randread-qd1-psync", "pinned file, 4 KiB, qd1"),
         (BARE, PINNED), {"zram": (Bar(PINNED, BARE, 1.3),), "disk": ()}),
 )  # fmt: skip

@@ -81,6 +81,7 @@ def peers(options: argparse.Namespace) -> dict[str, Subject]:
             raise BenchError(f"--peer {given}: NAME=PATH is needed")
         programs[name] = program
     programs[cells_pool.LL] = programs["passthrough_ll"]
+    programs[cells_pool.BINDFS_DIRECT] = programs["bindfs"]
     return {name: Peer(name, program) for name, program in programs.items()}
 
 
@@ -154,7 +155,7 @@ class Run:
         self.outcome.cells += cells_fio.buffered_cells(store, subjects, self.settings)
 
     def meta(self, store: Store) -> None:
-        peers = [name for name in self.peers if name != cells_pool.LL]
+        peers = [name for name in self.peers if name not in cells_pool.OWN_PEERS]
         subjects = self.with_peers([self.main_zcfs()], *peers)
         cells = cells_meta.meta_cells(store, subjects, self.settings, self.metaops)
         self.outcome.cells += cells
@@ -171,7 +172,7 @@ class Run:
 
     def pool(self, store: Store) -> None:
         """Without a mount on the disk alone: there the store makes a difference."""
-        subjects = self.with_peers(self.pool_zcfs(), "bindfs", cells_pool.LL)
+        subjects = self.with_peers(self.pool_zcfs(), "bindfs", *cells_pool.OWN_PEERS)
         membw = cells_pool.build_membw(self.work)
         outcome = self.outcome
         outcome.cells += cells_pool.mount_cells(store, subjects, self.settings, membw)

@@ -96,6 +96,8 @@ class Peer(Subject):
 
 
 PEER_KINDS: dict[str, Callable[[str, str, str], list[str]]] = {
+    "bindfs-direct": lambda program, source, at: [
+        program, "-f", "--forward-odirect=4096", source, at],
     "bindfs": lambda program, source, at: [program, "-f", source, at],
     "passthrough_ll-nocache": lambda program, source, at: [
         program, "-f", "-o", f"source={source},cache=never", at],
