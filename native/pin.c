@@ -13,6 +13,8 @@
  * file is not open it is loaded again: at once if it is small, else by the thread, and this open takes
  * the engine that the file would have without a pin.
  *
+ * Huge pages are not asked for: 4 KiB reads were 4 % faster with them, which is within the noise.
+ *
  * Before a change through the mount (an open for writing, a truncation) the memfd is given up, and
  * loaded again after the last close.
  *

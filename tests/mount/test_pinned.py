@@ -8,6 +8,9 @@ import errno
 import fcntl
 import mmap
 import os
+import random
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -391,6 +394,61 @@ def test_small_files_of_a_policy_are_pinned_by_their_first_open(start: Starter) 
     wait_closed(mount)
     path.write_bytes(b"other")
     assert path.read_bytes() == b"other"
+
+
+def test_everything_at_once(mount: Callable[..., Mount]) -> None:
+    """Opens of every kind while files are pinned, unpinned, changed behind and replaced: only
+    ETXTBSY is allowed, and what is in the files at the end is what is read."""
+    made = mount("--pin", "f0", "--policy", "f1=pinned")
+    names = ["f0", "f1", "f2"]
+    for name in names:
+        (made.source / name).write_bytes(content(200_000))
+    wrong: list[str] = []
+    end = time.monotonic() + 2
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        while time.monotonic() < end and not wrong:
+            name = chance.choice(names)
+            path = made.path / name
+            try:
+                act(chance.randrange(7), name, path, chance)
+            except OSError as error:
+                if error.errno not in (errno.ETXTBSY, errno.ENOENT):
+                    wrong.append(f"{name}: {error}")
+
+    def act(what: int, name: str, path: Path, chance: random.Random) -> None:
+        if what < 2:
+            with opened(path) as fd, opened(path):
+                os.pread(fd, 4096, chance.randrange(200_000))
+        elif what == 2:
+            with opened(path, os.O_RDWR) as fd:
+                os.pwrite(fd, b"w" * 100, chance.randrange(200_000))
+        elif what == 3:
+            os.truncate(path, chance.randrange(1, 300_000))
+        elif what == 4:
+            (made.source / name).write_bytes(content(chance.randrange(1, 300_000)))
+        elif what == 5:
+            made.pin(name, verb=chance.choice(["pin", "unpin"]))
+        else:
+            other = made.path / f"new-{threading.get_ident()}"
+            other.write_bytes(content(chance.randrange(1, 200_000)))
+            other.rename(path)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    wait_closed(made)
+    for name in names:
+        assert (made.path / name).read_bytes() == (made.source / name).read_bytes()
+    wait_closed(made)
+    for name in list(pins(made)):
+        made.pin(name, verb="unpin")
+    wait_for("all memory is free", lambda: made.status()["pins"]["used"] == 0)
+    assert memory(made.pid) == 0
 
 
 def test_loads_while_files_are_opened_and_written(start: Starter) -> None:
