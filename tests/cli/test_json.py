@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from importlib import resources
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from .conftest import Site, one_line
 
-NAMES = ("list", "status", "stats", "probe", "bench", "pin")
+NAMES = ("list", "status", "stats", "probe", "bench", "engines", "pin")
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -104,6 +105,25 @@ def test_bench_for_people(site: Site) -> None:
     title, *table = site.run("bench", site.source, *words).stdout.splitlines()
     assert title.startswith(f"{site.source}: ") and "median of 1, fio" in title
     assert any("warm random read 4 KiB" in line for line in table)
+
+
+@pytest.mark.limit(120)
+def test_bench_of_the_engines(site: Site) -> None:
+    words = ["--engines", "--cell", "direct-randread-qd1-psync", "--runs", "1", "--runtime", "0.2"]
+    document = site.json("bench", site.source, *words, "--size", "8")
+    check("engines", document)
+    assert list(undocumented(schema("engines"), document)) == []
+    ways = {way["name"]: way for way in document["ways"]}
+    assert list(ways) == ["kernel", "buffered", "pool hit", "pool miss", "pinned"]
+    there = {name for name, way in ways.items() if way["missing"] is None}
+    assert {"buffered", "pool hit", "pool miss"} <= there
+    assert ways["buffered"]["copies_per_byte"] == pytest.approx(1, abs=0.05)
+    (cell,) = document["cells"]
+    assert set(cell["figures"]) == there | {"bare"}
+    if os.geteuid() == 0 and there >= {"kernel", "pinned"}:
+        assert ways["kernel"]["copies_per_byte"] == ways["pinned"]["copies_per_byte"] == 0
+    assert not site.is_mounted()
+    assert [p.name for p in site.source.iterdir()] == ["file"]
 
 
 def test_bench_of_a_wrong_job_file(site: Site) -> None:

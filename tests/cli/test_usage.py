@@ -39,6 +39,7 @@ def test_every_verb_has_help(mountctl: Run, verb: str) -> None:
         (("bench", "/tmp", "--runtime", "0"), "more than 0"),
         (("run", "/tmp"), "after --"),
         (("bench", "/tmp", "--cell", "nosuch"), "no cell nosuch"),
+        (("bench", "/tmp", "--engines", "--cell", "direct-randwrite-4job-4file"), "one file"),
         (("bench", "/tmp", "--job", "/nosuch.fio"), "/nosuch.fio"),
     ],
 )

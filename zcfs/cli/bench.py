@@ -2,7 +2,8 @@
 
 Both sides take turns. The figures are medians. The data files (2 GiB at most) are made in a hidden
 subdirectory of DIR and taken away again. A job file runs there too, so its file names must be
-relative. --json: zcfs/schemas/bench.json."""
+relative. --engines mounts DIR once for each way to serve a file, and runs reads on all of them.
+--json: zcfs/schemas/bench.json; of --engines: zcfs/schemas/engines.json."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zcfs import control, fio
+from zcfs import control, engines, fio
 from zcfs.cli.common import (
     add_mount_options,
     mount_options,
@@ -36,6 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cell", action="append", metavar="NAME", help="only this cell; 'list' names them all"
     )
+    parser.add_argument(
+        "--engines", action="store_true", help="kernel, buffered, pool and pinned side by side"
+    )
     parser.add_argument("--runs", type=positive, default=5, help="runs a side (%(default)s)")
     parser.add_argument(
         "--runtime", type=positive_seconds, default=2.0, metavar="S",
@@ -53,13 +57,17 @@ def run(args: argparse.Namespace) -> int:
         for cell in fio.cells_here():
             print(f"{cell.name:<32} {cell.title}")
         return 0
-    cells = chosen(args.cell)
+    cells = chosen(args.cell or (list(engines.CELLS) if args.engines else None))
+    if args.engines and (args.job or any(cell.files > 1 for cell in cells)):
+        raise UsageError("bench --engines: takes cells that work on one file, and no job file")
     if args.job:
         fio.check_job(args.job)
     if args.directory is None:
         raise UsageError("bench: name the directory to measure, as in: mountctl bench DIR")
     if not Path(args.directory).is_dir():
         raise ZcfsError(f"{args.directory}: no such directory; name the one to measure")
+    if args.engines:
+        return run_engines(args, cells)
     document, results = measure(args, cells)
     if args.json:
         print_json(document)
@@ -97,6 +105,33 @@ def measure(
         "cells": [result.as_dict() for result in results],
     }  # fmt: skip
     return document, results
+
+
+def run_engines(args: argparse.Namespace, cells: Sequence[fio.Cell]) -> int:
+    """Every engine on the same file."""
+    directory = str(Path(args.directory).resolve())
+    document = {
+        "directory": directory, "fio": fio.version(), "runs": args.runs,
+        "runtime_s": args.runtime, "size": args.size * fio.MIB,
+    }  # fmt: skip
+    with (
+        bar("fio", len(cells) * args.runs) as progress,
+        fio.workspace(directory, args.size * fio.MIB, files=1) as work,
+    ):
+        result = engines.side_by_side(
+            directory, work, cells, runs=args.runs, runtime=args.runtime, notice=warn,
+            step=labelled(progress, "fio"),
+        )  # fmt: skip
+    if args.json:
+        print_json(document | result.as_dict())
+    else:
+        from rich.console import Console
+
+        from zcfs.cli.tables import engines_table
+
+        title = f"{directory}: median of {args.runs}, {document['fio']}"
+        Console().print(engines_table(result, title), soft_wrap=True)
+    return 0
 
 
 def run_cells(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zcfs import control, fio, mountinfo
+from zcfs import control, engines, fio, mountinfo
 from zcfs.cli.common import positive
 from zcfs.errors import BusyError, ZcfsError
 from zcfs.mount import Options, start, unmount
@@ -112,6 +112,7 @@ class Demo:
         self.step("fio --verify on the mount", verify)
         self.step("status, and the computed tree .zcfs", show_status)
         self.step("fio: the mount beside the bare directory", measure)
+        self.step("fio: the engines side by side", compare_engines)
         self.step("unmount", unmount_files)
         self.step("nothing is left behind", check_gone)
 
@@ -343,6 +344,18 @@ def measure(demo: Demo) -> Any:
             for name in CELLS
         ]
     return comparison_table(results, f"{fio.version()}, median of {demo.runs}")
+
+
+def compare_engines(demo: Demo) -> Any:
+    from zcfs.cli.tables import engines_table
+
+    known = {cell.name: cell for cell in fio.cells_here()}
+    with fio.workspace(demo.source, DATA_SIZE // 4, files=1) as work:
+        result = engines.side_by_side(
+            str(demo.source), work, [known[name] for name in engines.CELLS],
+            runs=demo.runs, runtime=0.4,
+        )  # fmt: skip
+    return engines_table(result, f"{fio.version()}, median of {demo.runs}")
 
 
 def unmount_files(demo: Demo) -> None:
