@@ -104,6 +104,7 @@ static int read_rest(struct zc_req *r, struct zc_pool_file *pf, size_t size, off
 	}
 	if (got < 0)
 		return (int)got;
+	zc_buffer_touched(r->w, n);
 	zc_ledger_add(&to->ledger->copied_user, n - from);
 	return zc_bufvec_add_memory(to, r->out + from, n - from);
 }
@@ -116,6 +117,7 @@ static int read_pinned(struct zc_req *r, struct zc_pool_file *pf, size_t size, o
 	ssize_t n = zc_pool_read_cached(pf, (uint64_t)at, size, to->pin, &count);
 	if (n >= 0)
 		return zc_bufvec_add_pins(to, r->s->pool, count);
+	zc_buffer_done(r->w);
 	zc_may_block(r->w);
 	n = zc_pool_read_segments(pf, (uint64_t)at, size, to->pin, &count);
 	if (n > 0)

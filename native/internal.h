@@ -416,6 +416,7 @@ struct zc_worker {
 	struct zc_ledger *moves; /* the ledger of that; NULL: another request */
 	struct zc_pipe pipe;
 	bool no_pipe; /* none is to be had */
+	size_t touched; /* of the buffer at req.out: bytes that are in memory */
 };
 
 struct zc_transport {
@@ -436,6 +437,11 @@ extern const struct zc_transport zc_transport_dev, zc_transport_uring;
 
 int zc_queue_start(struct zc_queue *q, unsigned threads);
 /* Call before anything that may wait: makes sure that somebody else takes the next request. */
+/* So much of the buffer at req.out has been written to. */
+void zc_buffer_touched(struct zc_worker *w, size_t bytes);
+/* What is in the buffer is no longer needed: with a pool, it is given back if all hold too much. */
+void zc_buffer_done(struct zc_worker *w);
+bool zc_buffers_full(const struct zc_worker *w);
 bool zc_may_block(struct zc_worker *w); /* false: nobody stands in */
 /* Brackets a wait of unbounded length (a lock, Python). -EAGAIN when half of the queue waits, or nobody
  * can stand in. */
@@ -564,6 +570,7 @@ struct zc_session {
 	const struct zc_engine *engine; /* the policy in force */
 	struct zc_pool *pool;		/* NULL: no file is served from it */
 	struct zc_pins *pins;		/* NULL: this session has none */
+	_Atomic size_t buffers;		/* bytes of the workers' buffers that are in memory */
 	struct zc_relay *relay;		/* NULL: no computed tree */
 	struct zc_control *control;
 	struct zc_leases *leases; /* NULL: no pool */

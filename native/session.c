@@ -27,6 +27,10 @@
 #include "sys.h"
 
 #define THREADS_PER_QUEUE 256u
+/* With a pool the memory of requests is bounded: that of a WRITE is in use until it is on the disk. */
+#define POOL_MAX_WRITE (256u << 10)
+#define POOL_THREADS 160u /* of all queues that serve data */
+#define POOL_THREADS_LEAST 8u
 #define READ_AHEAD_KB 2048
 #define RESERVED_FDS 64u /* rings, sockets, requests under way */
 
@@ -209,8 +213,9 @@ static void answer_init(struct zc_session *s, const struct fuse_init_in *in,
 	s->kernel_minor = in->minor < FUSE_MINOR ? in->minor : FUSE_MINOR;
 	s->features = offered_features(in) & wanted_features(s);
 	/* what is spliced must fit a pipe of 1 MiB, the most that is granted to us, with its header */
-	s->max_write = zc_splice_always(s) && s->transport == &zc_transport_dev ? ZC_MAX_WRITE / 2
-										: ZC_MAX_WRITE;
+	uint32_t most = zc_splice_always(s) && s->transport == &zc_transport_dev ? ZC_MAX_WRITE / 2
+										 : ZC_MAX_WRITE;
+	s->max_write = s->pool ? POOL_MAX_WRITE : most;
 	*out = (struct fuse_init_out){
 		.major = FUSE_MAJOR,
 		.minor = FUSE_MINOR,
@@ -220,7 +225,7 @@ static void answer_init(struct zc_session *s, const struct fuse_init_in *in,
 		.max_background = 256,
 		.congestion_threshold = 192,
 		.max_write = s->max_write,
-		.max_pages = (uint16_t)(s->max_write / 4096),
+		.max_pages = (uint16_t)(most / 4096),
 		.time_gran = 1,
 		.max_stack_depth = zc_has(s, FUSE_PASSTHROUGH) ? stack_depth(s) : 0,
 	};
@@ -331,11 +336,21 @@ void zc_choose_transport(struct zc_session *s)
 		zc_degrade(s, "splice", "FUSE over io_uring copies: nothing is spliced");
 }
 
-static int queue_setup(struct zc_session *s, const struct zc_transport *t, unsigned index)
+/* `of`: queues that serve data. */
+static unsigned threads_most(const struct zc_session *s, unsigned of)
+{
+	unsigned share = POOL_THREADS / of;
+	if (!s->pool)
+		return THREADS_PER_QUEUE;
+	return share > POOL_THREADS_LEAST ? share : POOL_THREADS_LEAST;
+}
+
+static int queue_setup(struct zc_session *s, const struct zc_transport *t, unsigned index,
+		       unsigned max)
 {
 	struct zc_queue *q = &s->queues[s->queue_count];
 	uint32_t fd = (uint32_t)s->fd;
-	*q = (struct zc_queue){.s = s, .transport = t, .index = index, .max = THREADS_PER_QUEUE};
+	*q = (struct zc_queue){.s = s, .transport = t, .index = index, .max = max};
 	pthread_mutex_init(&q->lock, NULL);
 	pthread_cond_init(&q->unpark, NULL);
 	q->fd = s->fd;
@@ -364,9 +379,10 @@ int zc_session_start(struct zc_session *s)
 	s->queues = calloc((size_t)uring + 1, sizeof(*s->queues));
 	if (!s->queues)
 		return -ENOMEM;
-	int err = queue_setup(s, &zc_transport_dev, 0);
+	unsigned max = threads_most(s, uring ? uring : 1);
+	int err = queue_setup(s, &zc_transport_dev, 0, max);
 	for (unsigned i = 0; !err && i < uring; i++)
-		err = queue_setup(s, &zc_transport_uring, i);
+		err = queue_setup(s, &zc_transport_uring, i, max);
 	for (unsigned i = 0; !err && i < s->queue_count; i++)
 		err = zc_queue_start(&s->queues[i], i || !uring ? s->opt.threads : 1);
 	return err;

@@ -167,6 +167,7 @@ static void dev_reply(struct zc_worker *w, int error)
 	w->moves = NULL;
 	zc_bufvec_end(&w->data);
 	zc_pipe_empty(&w->pipe, w->req.out, ZC_MAX_WRITE);
+	zc_buffer_done(w);
 }
 
 /* The whole message but for the data of a WRITE, which stays in the pipe. */
@@ -209,6 +210,7 @@ static int dev_next(struct zc_worker *w)
 		return n == -ECONNABORTED ? -ENODEV : n == -ENOENT ? -EAGAIN : (int)n;
 	if ((size_t)n < sizeof(struct fuse_in_header))
 		return -ENODEV;
+	zc_buffer_touched(w, w->req.piped ? 0 : (size_t)n);
 	int err = zc_req_parse(at, (size_t)n, &w->req);
 	if (err) {
 		dev_reply(w, zc_req_refuse(&w->req, err));

@@ -30,17 +30,19 @@ struct ring {
 	struct iovec iov[2];
 	bool commit; /* the entry holds an answered request; else register it */
 	bool roams;
+	bool deferred; /* the kernel fills the buffer inside our calls only */
 	unsigned answered;
 };
 
 #define DEPTH_SAMPLE 16u /* one request of so many is asked for the depth of its queue */
 #define RING_MEMORY (4096u + ZC_MAX_WRITE)
 
-static int ring_setup(struct io_uring *uring)
+static int ring_setup(struct io_uring *uring, bool *deferred)
 {
 	struct io_uring_params p = {.flags = IORING_SETUP_SQE128 | IORING_SETUP_SINGLE_ISSUER |
 					     IORING_SETUP_DEFER_TASKRUN};
 	int err = io_uring_queue_init_params(4, uring, &p);
+	*deferred = !err;
 	if (err != -EINVAL)
 		return err;
 	p = (struct io_uring_params){.flags = IORING_SETUP_SQE128};
@@ -65,7 +67,7 @@ static int uring_start(struct zc_worker *w)
 	if (!ring)
 		return -ENOMEM;
 	char *mem = mmap(NULL, RING_MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	int err = mem == MAP_FAILED ? -ENOMEM : ring_setup(&ring->uring);
+	int err = mem == MAP_FAILED ? -ENOMEM : ring_setup(&ring->uring, &ring->deferred);
 	if (err) {
 		if (mem != MAP_FAILED)
 			munmap(mem, RING_MEMORY);
@@ -119,6 +121,8 @@ static int look_for_depth(struct zc_worker *w, struct ring *ring)
 	bool deep = io_uring_cq_ready(&ring->uring);
 	if (deep != ring->roams)
 		roam(w, deep);
+	if (!deep && ring->deferred) /* the next comes in when we ask for it, not before */
+		zc_buffer_done(w);
 	return err < 0 ? err : 0;
 }
 
@@ -154,6 +158,7 @@ static int unpack(struct zc_worker *w, struct ring *ring)
 	r->in = w->in;
 	r->arg = ring->payload;
 	r->arg_len = ring->header->ring_ent_in_out.payload_sz;
+	zc_buffer_touched(w, r->arg_len);
 	r->out_len = 0;
 	return zc_req_check(r);
 }
@@ -174,6 +179,7 @@ static void uring_reply(struct zc_worker *w, int error)
 		zc_ledger_add(&w->moves->syscalls, 1);
 	w->moves = NULL;
 	zc_bufvec_end(&w->data);
+	zc_buffer_touched(w, len);
 	h.len = (uint32_t)(sizeof(h) + len);
 	memcpy(ring->header->in_out, &h, sizeof(h));
 	ring->header->ring_ent_in_out.payload_sz = (uint32_t)len;
@@ -188,7 +194,7 @@ static int uring_next(struct zc_worker *w)
 	int err = 0;
 	if (!ring->commit && w->stand_in)
 		err = fetch_waiting(w, ring);
-	else if (++ring->answered % DEPTH_SAMPLE == 0)
+	else if (++ring->answered % DEPTH_SAMPLE == 0 || zc_buffers_full(w))
 		err = look_for_depth(w, ring);
 	if (!err)
 		err = wait_cqe(ring, &res);

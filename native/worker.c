@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,12 +22,38 @@
 #include "sys.h"
 
 #define STACK_BYTES (256u << 10)
+#define BUFFER_KEPT (16u << 10)
+#define BUFFERS_MOST (8u << 20)
 
 uint64_t zc_now_ns(void)
 {
 	struct timespec ts;
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
+}
+
+void zc_buffer_touched(struct zc_worker *w, size_t bytes)
+{
+	if (bytes <= w->touched)
+		return;
+	atomic_fetch_add_explicit(&w->q->s->buffers, bytes - w->touched, memory_order_relaxed);
+	w->touched = bytes;
+}
+
+bool zc_buffers_full(const struct zc_worker *w)
+{
+	const struct zc_session *s = w->q->s;
+	return s->pool && w->touched > BUFFER_KEPT &&
+	       atomic_load_explicit(&s->buffers, memory_order_relaxed) > BUFFERS_MOST;
+}
+
+void zc_buffer_done(struct zc_worker *w)
+{
+	if (!zc_buffers_full(w))
+		return;
+	madvise(w->req.out, w->touched, MADV_DONTNEED);
+	atomic_fetch_sub_explicit(&w->q->s->buffers, w->touched, memory_order_relaxed);
+	w->touched = 0;
 }
 
 /* Leaves the line while enough others stand in it; false when the session has ended. */

@@ -39,6 +39,7 @@
 #endif
 #define REGISTER_CLONE_BUFFERS 30 /* 6.12 */
 
+#define KERNEL_THREADS 4u
 #define CHUNK (1ull << 30) /* bytes of one registered buffer at most, says the kernel */
 #define CHUNKS_MOST 1024u  /* and so many buffers, in the older kernels */
 
@@ -209,6 +210,14 @@ static int buffer_index(const struct zc_io *io, const char *buf, size_t len)
 
 /* Creation -------------------------------------------------------------------------------- */
 
+/* What cannot be begun at once (a write to a file that another writes to) waits in threads of the
+ * kernel's, for each thread of ours that asks. */
+static void limit_kernel_threads(struct io_uring *ring)
+{
+	unsigned most[2] = {KERNEL_THREADS, KERNEL_THREADS};
+	(void)io_uring_register_iowq_max_workers(ring, most); /* Linux 5.15 */
+}
+
 /* From the first wish that the kernel grants. */
 static int setup(struct zc_io *io, struct io_uring *ring, bool may_bind)
 {
@@ -229,6 +238,8 @@ static int setup(struct zc_io *io, struct io_uring *ring, bool may_bind)
 		io->entries = p.sq_entries;
 		io->bound = k == 0;
 	}
+	if (!err)
+		limit_kernel_threads(ring);
 	return err;
 }
 
