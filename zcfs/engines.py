@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def side_by_side(
                 result.missing[way.name] = str(exc)
                 continue
             places[way.name] = mounts[way.name].mountpoint
-        for cell in cells:
+        for cell in map(_as_it_is, cells):
             result.figures[cell.name] = _measure(cell, work, places, runs, runtime, step)
         for name in set(mounts) - set(result.missing):
             result.copies[name] = copies_per_byte(control.query(mounts[name], "stats"))
@@ -153,6 +153,11 @@ def _warm(way: Way, mount: Mount, work: fio.Workspace) -> None:
             reasons = [one["reason"] or one["state"] for one in files]
             raise ZcfsError(f"pinned: {'; '.join(reasons) or 'not loaded in time'}")
         time.sleep(0.02)
+
+
+def _as_it_is(cell: fio.Cell) -> fio.Cell:
+    """Without fio's dropping of the cache before a run: what is warm stays so."""
+    return replace(cell, options={**cell.options, "invalidate": 0})
 
 
 def _measure(

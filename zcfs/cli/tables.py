@@ -26,29 +26,33 @@ def comparison_table(results: Sequence[Comparison], title: str) -> Group:
             result.title, shown(bare, result.bandwidth), shown(mount, result.bandwidth),
             f"[{style}]{result.ratio:.2f}[/]",
         )  # fmt: skip
-    # not Table's own title, which breaks where the table ends
-    return Group(Text(title, style="bold", no_wrap=True, overflow="ignore"), table)
+    return Group(_line(title, "bold"), table)
 
 
 def engines_table(result: Result, title: str) -> Group:
-    """Each way to serve a file: fio's figures with the ratio to the bare directory, copies, use."""
+    """Each way to serve a file: fio's figures with the ratio to the bare directory, and copies."""
     table = Table()
     table.add_column("")
     for cell in result.cells:
         table.add_column(cell.title, justify="right")
     table.add_column("copies a byte", justify="right")
-    table.add_column("what it is for")
-    uses = {way.name: way.use for way in result.ways}
     for name in result.names():
         row = []
         for cell in result.cells:
             text = shown(median(result.figures[cell.name][name]), cell.bandwidth)
-            row.append(text if name == BARE else f"{text} ({result.ratio(cell.name, name):.2f})")
-        copies = f"{result.copies[name]:.2f}" if name in result.copies else ""
-        table.add_row(name, *row, copies, uses.get(name, ""))
-    for name, reason in result.missing.items():
-        table.add_row(name, *["-" for _ in result.cells], "", reason)
-    return Group(Text(title, style="bold", no_wrap=True, overflow="ignore"), table)
+            ratio = "" if name == BARE else f"\n{result.ratio(cell.name, name):.2f}"
+            row.append(text + ratio)
+        table.add_row(name, *row, f"{result.copies[name]:.2f}" if name in result.copies else "")
+    notes = [
+        f"{way.name:<10} {result.missing.get(way.name, way.use)}" for way in result.ways
+    ]  # fmt: skip
+    lines = [_line(title, "bold"), table, *(_line(note) for note in notes)]
+    return Group(*lines)
+
+
+def _line(text: str, style: str = "") -> Text:
+    """One line, not broken where a table ends."""
+    return Text(text, style=style, no_wrap=True, overflow="ignore")
 
 
 def shown(figure: Figure, bandwidth: bool) -> str:
