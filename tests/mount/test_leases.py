@@ -7,11 +7,13 @@ import mmap
 import os
 import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -553,6 +555,44 @@ def test_the_header_in_c99_and_in_cxx(tmp_path: Path) -> None:
         subprocess.run(["c++", "-x", "c++", "-std=c++11", "-fsyntax-only", *strict], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount of a mount")
+def test_nobody_waits_for_a_client_that_waits_for_the_disk(start: Callable[..., Mount]) -> None:
+    """The source is itself a mount, whose daemon is stopped while a client leases from it."""
+    mode = Mode("buffered", "dev")
+    inner = start(mode)
+    (inner.source / "data").write_bytes(CONTENT)
+    outer = start(Mode("pool", "dev"), "--pool-size", "16M", source=inner.path)
+    outer.expect_log("pool: the source refuses O_DIRECT")
+    with attach(outer.path) as quick, quick.open("data", 4096) as file, attach(outer.path) as slow:
+        with file.page(3):
+            pass
+        waiting = slow.open("data", 4096)
+        got: list[bytes] = []
+
+        def wait() -> None:
+            with waiting.page(300) as page:
+                got.append(bytes(page.data))
+
+        thread = threading.Thread(target=wait)
+        os.kill(inner.pid, signal.SIGSTOP)
+        try:
+            thread.start()
+            thread.join(0.3)
+            began = time.monotonic()
+            for _ in range(100):
+                with file.page(3) as page:
+                    assert page.data == CONTENT[3 * 4096 : 4 * 4096]
+            assert figures(outer)["clients"] == 2
+            assert time.monotonic() - began < 5
+            assert thread.is_alive() and not got
+        finally:
+            os.kill(inner.pid, signal.SIGCONT)
+            thread.join()
+        assert got == [CONTENT[300 * 4096 :][:4096]]
+        waiting.close()
+    assert outer.close() == []
+
+
 @pytest.mark.limit(120)
 def test_the_bench_and_the_c_library(mounted: Mount, tmp_path: Path) -> None:
     """bench/leases.c on the sources of libzcfs-client: it checks what it leases."""
@@ -572,8 +612,6 @@ def test_the_bench_and_the_c_library(mounted: Mount, tmp_path: Path) -> None:
 
 def test_many_threads(mounted: Mount) -> None:
     """One client, many threads, and the mount written to beside it: no page is torn."""
-    import threading
-
     blocks = 64
     path = mounted.path / "blocks"
     path.write_bytes(b"".join(bytes([n]) * 4096 for n in range(blocks)))
