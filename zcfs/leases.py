@@ -226,7 +226,7 @@ class LeasedFile:
             raise IndexError(f"{self.path}: page numbers are 0 and more, of 64 bits") from None
         if leases.error:
             raise _error(leases.error, self.path)
-        failed = next((i for i in range(leases.count) if leases.array[i].error), None)
+        failed = leases.failed()
         if failed is not None:
             error = -leases.array[failed].error
             leases.release()
@@ -256,13 +256,12 @@ class LeasedPage:
     __slots__ = ("_data", "_leases", "_owner", "file", "number", "size", "version")
 
     def __init__(self, file: LeasedFile, number: int, leases: native.Leases, index: int) -> None:
-        self._owner: Data | None = leases.owner(index)
+        self._owner: Data | None
+        self._owner, self.size, self.version = leases.page(index)
         self._data: memoryview | None = None
         self._leases = leases
         self.file = file
         self.number = number
-        self.size = leases.array[index].valid
-        self.version = leases.array[index].version
 
     def __enter__(self) -> Self:
         return self

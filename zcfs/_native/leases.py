@@ -6,6 +6,7 @@ Any thread may call; all of it lets go of the GIL. Functions return 0, a count o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zcfs._native._lib import ffi, lib
@@ -50,7 +51,7 @@ class Leases:
     `release` has ended all of them before.
     """
 
-    __slots__ = ("array", "client", "count", "error")
+    __slots__ = ("array", "client", "count", "error", "got")
 
     def __init__(self, client: Client, file: ClientFile, numbers: Sequence[int]) -> None:
         self.client = client
@@ -59,11 +60,20 @@ class Leases:
         listed = ffi.new("uint64_t[]", list(numbers))
         got = lib.zcfs_client_lease(client, file, listed, self.count, self.array)
         self.error = min(got, 0)
+        self.got = got
 
-    def owner(self, index: int) -> Data:
-        return ffi.gc(self.array[index].data, lambda _: self._release_one(index))
+    def failed(self) -> int | None:
+        """The index of the first page that is not leased."""
+        if self.got == self.count:
+            return None
+        return next(i for i in range(self.count) if self.array[i].error)
 
-    def _release_one(self, index: int) -> None:
+    def page(self, index: int) -> tuple[Data, int, int]:
+        """The owner of a page, its valid bytes, and its version."""
+        lease = self.array[index]
+        return ffi.gc(lease.data, partial(self._release_one, index)), lease.valid, lease.version
+
+    def _release_one(self, index: int, _: Data) -> None:
         lib.zcfs_client_release(self.client, self.array[index : index + 1], 1)
 
     def release(self) -> None:
