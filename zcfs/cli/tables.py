@@ -43,11 +43,8 @@ def engines_table(result: Result, title: str) -> Group:
             ratio = "" if name == BARE else f"\n{result.ratio(cell.name, name):.2f}"
             row.append(text + ratio)
         table.add_row(name, *row, f"{result.copies[name]:.2f}" if name in result.copies else "")
-    notes = [
-        f"{way.name:<10} {result.missing.get(way.name, way.use)}" for way in result.ways
-    ]  # fmt: skip
-    lines = [_line(title, "bold"), table, *(_line(note) for note in notes)]
-    return Group(*lines)
+    notes = [f"{way.name:<10} {result.missing.get(way.name, way.use)}" for way in result.ways]
+    return Group(_line(title, "bold"), table, *map(_line, notes))
 
 
 def _line(text: str, style: str = "") -> Text:
