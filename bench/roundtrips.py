@@ -4,8 +4,9 @@
     python3 -m bench.roundtrips splice
 
 hits:   reads a second of a file that is wholly in the pool (in the page cache, for the peer), by
-        O_DIRECT: 4 KiB at depth 1 and 32, 1 MiB at depth 1; requests that bring no data; and the
-        bytes a second that memcpy moves on one core. `--baseline`: another zcfsd, to compare.
+        O_DIRECT: 4 KiB at depth 1 and 32, 1 MiB at depth 1; reads behind the end and ioctls, which
+        bring no data; and the bytes a second that memcpy moves on one core. `--baseline`: another
+        zcfsd, to compare.
 splice: the buffered engine on /dev/fuse, --splice never beside always: reads and writes a second
         of a file in the source's page cache, by size, and the daemon's CPU seconds for a GiB.
 
@@ -103,17 +104,21 @@ def hits(options: argparse.Namespace, work: Work, root: Path) -> None:
                         "qd1": work.rate(file, "read"),
                         "qd32": work.rate(file, "read", depth=32),
                         "empty": work.rate(file, "empty"),
+                        "ioctl": work.rate(file, "ioctl"),
                         "1m": work.rate(file, "read", host.MIB) * host.MIB,
                     }
                 )
     memcpy = statistics.median(copies)
     print(f"memcpy on one core: {memcpy / 1e9:.2f} GB/s")
-    print("| | 4 KiB depth 1 | of empty requests | 4 KiB depth 32 | 1 MiB | of memcpy |")
-    print("|---|---|---|---|---|---|")
+    print("| | 4 KiB depth 1 | of empty reads | of ioctls | 4 KiB depth 32 | 1 MiB | of memcpy |")
+    print("|---|---|---|---|---|---|---|")
     for name, rounds in found.items():
-        share = statistics.median(one["qd1"] / one["empty"] for one in rounds)
+        shares = [
+            statistics.median(one["qd1"] / one[nothing] for one in rounds)
+            for nothing in ("empty", "ioctl")
+        ]
         print(
-            f"| {name} | {middle(rounds, 'qd1'):,.0f}/s | {share:.2f} | "
+            f"| {name} | {middle(rounds, 'qd1'):,.0f}/s | {shares[0]:.2f} | {shares[1]:.2f} | "
             f"{middle(rounds, 'qd32'):,.0f}/s | {middle(rounds, '1m') / 1e9:.2f} GB/s | "
             f"{middle(rounds, '1m') / memcpy:.2f} |"
         )
