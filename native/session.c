@@ -207,15 +207,19 @@ static uint64_t offered_features(const struct fuse_init_in *in)
 	return in->flags | (in->flags & FUSE_INIT_EXT ? (uint64_t)in->flags2 << 32 : 0);
 }
 
+/* What is spliced must fit a pipe of 1 MiB, the most that is granted to us, with its header. */
+static bool splices(const struct zc_session *s)
+{
+	return s->transport == &zc_transport_dev &&
+	       (zc_splice_always(s) || (s->engine == &zc_engine_buffered && !zc_splice_never(s)));
+}
+
 static void answer_init(struct zc_session *s, const struct fuse_init_in *in,
 			struct fuse_init_out *out)
 {
 	s->kernel_minor = in->minor < FUSE_MINOR ? in->minor : FUSE_MINOR;
 	s->features = offered_features(in) & wanted_features(s);
-	/* what is spliced must fit a pipe of 1 MiB, the most that is granted to us, with its header */
-	uint32_t most = zc_splice_always(s) && s->transport == &zc_transport_dev ? ZC_MAX_WRITE / 2
-										 : ZC_MAX_WRITE;
-	s->max_write = s->pool ? POOL_MAX_WRITE : most;
+	s->max_write = s->pool ? POOL_MAX_WRITE : splices(s) ? ZC_MAX_WRITE / 2 : ZC_MAX_WRITE;
 	*out = (struct fuse_init_out){
 		.major = FUSE_MAJOR,
 		.minor = FUSE_MINOR,
@@ -270,8 +274,8 @@ int zc_session_init(struct zc_session *s)
 	    in->minor < FUSE_MINOR_LEAST)
 		return -EPROTO;
 	out.h.unique = h->unique;
-	answer_init(s, in, &out.init);
 	choose_engine(s, offered_features(in));
+	answer_init(s, in, &out.init);
 	if (s->engine != &zc_engine_kernel && !zc_has(s, FUSE_PASSTHROUGH) &&
 	    zc_policy_names(&s->opt.policies, &zc_engine_kernel))
 		zc_degrade(s, "policy", "there is no passthrough: files of the kernel engine are "

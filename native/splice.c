@@ -10,6 +10,7 @@
 
 #include "internal.h"
 
+#define AUTO_LEAST (256u << 10)	     /* bytes of a READ that `auto` splices */
 #define PIPE_BYTES ((size_t)2 << 20) /* where that much is granted; else the most that is */
 #define PIPE_LEAST 16u		     /* pages: with fewer nothing of use fits */
 
@@ -25,7 +26,7 @@ static bool has_pipe(struct zc_worker *w)
 		err = -EPERM;
 	}
 	w->no_pipe = err != 0;
-	if (err)
+	if (err && zc_splice_always(w->q->s))
 		zc_degrade(w->q->s, "splice", "no pipe of a useful size is granted (%s): data is copied",
 			   strerror(-err));
 	return !err;
@@ -36,18 +37,22 @@ bool zc_splice_always(const struct zc_session *s)
 	return s->opt.splice && !strcmp(s->opt.splice, "always");
 }
 
-static bool always(const struct zc_worker *w)
+bool zc_splice_never(const struct zc_session *s)
 {
-	return w->q->transport == &zc_transport_dev && zc_splice_always(w->q->s);
+	return !s->opt.splice || !strcmp(s->opt.splice, "never");
 }
 
 bool zc_splice_read(struct zc_worker *w, off_t at, size_t size)
 {
-	return always(w) && has_pipe(w) && zc_pipe_fits(&w->pipe, at, size, 1);
+	const struct zc_session *s = w->q->s;
+	bool wanted = zc_splice_always(s) || (!zc_splice_never(s) && size >= AUTO_LEAST);
+	return wanted && w->q->transport == &zc_transport_dev && has_pipe(w) &&
+	       zc_pipe_fits(&w->pipe, at, size, 1);
 }
 
 /* A request of the largest size must fit with its header, or the kernel would fail it. */
 bool zc_splice_take(struct zc_worker *w)
 {
-	return always(w) && has_pipe(w) && zc_pipe_fits(&w->pipe, 1, w->q->s->max_write, 2);
+	return zc_splice_always(w->q->s) && w->q->transport == &zc_transport_dev && has_pipe(w) &&
+	       zc_pipe_fits(&w->pipe, 1, w->q->s->max_write, 2);
 }

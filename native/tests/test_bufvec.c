@@ -273,8 +273,20 @@ static void test_no_pipe(void)
 	EXPECT(!strcmp(session.degr[0].what, "splice"));
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	stop();
+	start("auto"); /* large READs only */
+	EXPECT(!zc_splice_read(&worker, 0, 131072));
+	EXPECT_IS(worker.pipe.slots, 0);
+	EXPECT(zc_splice_read(&worker, 0, 262144));
+	EXPECT(!zc_splice_take(&worker));
+	zc_pipe_close(&worker.pipe);
+	zc_fault_arm("fcntl", 1, EPERM, 1);
+	EXPECT(!zc_splice_read(&worker, 0, 262144)); /* and nobody was promised one */
+	zc_fault_arm("", 0, 0, 0);
+	EXPECT_IS(session.degr_count, 0);
+	queue.fd = memfd_create("reply", MFD_CLOEXEC);
+	stop();
 	start("never");
-	EXPECT(!zc_splice_read(&worker, 0, 4096));
+	EXPECT(!zc_splice_read(&worker, 0, 262144));
 	EXPECT_IS(worker.pipe.slots, 0);
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	stop();

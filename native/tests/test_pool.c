@@ -79,7 +79,7 @@ static void fill_marked(uint64_t file, uint64_t at, void *buf, size_t len)
 {
 	for (size_t i = 0; i < len; i += 8) {
 		uint64_t m = marker(file, at + i);
-		memcpy((char *)buf + i, &m, 8);
+		memcpy((char *)buf + i, &m, len - i < 8 ? len - i : 8);
 	}
 }
 
