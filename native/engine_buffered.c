@@ -39,7 +39,7 @@ int zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t 
 	int fd = zc_file_fd(r->s, file);
 	if (fd < 0)
 		return fd;
-	if (zc_splice_read(r->w, at, size)) {
+	if (zc_splice_read(r->w, file->flags & O_DIRECT, at, size)) {
 		zc_may_block(r->w);
 		return zc_bufvec_add_file(to, fd, at, size);
 	}

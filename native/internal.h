@@ -454,8 +454,9 @@ bool zc_interrupt(struct zc_session *s, uint64_t unique);
 
 bool zc_splice_always(const struct zc_session *s);
 bool zc_splice_never(const struct zc_session *s);
-/* Whether the data of a READ of a file through the page cache is to go by splice. Makes the pipe. */
-bool zc_splice_read(struct zc_worker *w, off_t at, size_t size);
+/* Whether the data of a READ of a file through the source's page cache is to go by splice; `direct`: past
+ * the mount's own. Makes the pipe. */
+bool zc_splice_read(struct zc_worker *w, bool direct, off_t at, size_t size);
 /* Whether requests are to be taken by splice. Likewise. */
 bool zc_splice_take(struct zc_worker *w);
 

@@ -58,7 +58,7 @@ static const char usage[] =
 	"  --transport auto|dev|uring      how requests reach the daemon\n"
 	"  --locks source|local            where POSIX and flock locks are taken\n"
 	"  --splice auto|always|never      whether data is moved through pipes instead of copied (auto: large\n"
-	"                                  reads of the buffered engine)\n"
+	"                                  O_DIRECT reads of the buffered engine)\n"
 	"  --read-only                     write nothing to the source, access times included\n"
 	"  --allow-other                   let other users in\n"
 	"  --threads N                     threads per queue at the start (3)\n"

@@ -42,10 +42,10 @@ bool zc_splice_never(const struct zc_session *s)
 	return !s->opt.splice || !strcmp(s->opt.splice, "never");
 }
 
-bool zc_splice_read(struct zc_worker *w, off_t at, size_t size)
+bool zc_splice_read(struct zc_worker *w, bool direct, off_t at, size_t size)
 {
 	const struct zc_session *s = w->q->s;
-	bool wanted = zc_splice_always(s) || (!zc_splice_never(s) && size >= AUTO_LEAST);
+	bool wanted = zc_splice_always(s) || (!zc_splice_never(s) && direct && size >= AUTO_LEAST);
 	return wanted && w->q->transport == &zc_transport_dev && has_pipe(w) &&
 	       zc_pipe_fits(&w->pipe, at, size, 1);
 }

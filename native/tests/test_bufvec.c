@@ -199,7 +199,7 @@ static void read_with(const char *call, int nth, int err, bool always, size_t at
 	start("always");
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	worker.req.hdr = (struct fuse_in_header){.opcode = FUSE_READ, .unique = 77};
-	EXPECT(zc_splice_read(&worker, (off_t)at, len));
+	EXPECT(zc_splice_read(&worker, true, (off_t)at, len));
 	EXPECT_IS(zc_bufvec_add_file(&worker.data, fd, (off_t)at, len), 0);
 	zc_fault_arm(call, nth, err, always);
 	zc_transport_dev.reply(&worker, 0);
@@ -234,7 +234,7 @@ static void test_read_error(void)
 	start("always");
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	worker.req.hdr = (struct fuse_in_header){.opcode = FUSE_READ, .unique = 77};
-	EXPECT(zc_splice_read(&worker, 0, 4096));
+	EXPECT(zc_splice_read(&worker, true, 0, 4096));
 	EXPECT_IS(zc_bufvec_add_file(&worker.data, -1, 0, 4096), 0);
 	zc_transport_dev.reply(&worker, 0);
 	expect_reply(-EBADF, 0, 0);
@@ -250,7 +250,7 @@ static void full_pipe(const char *call)
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	worker.req.hdr = (struct fuse_in_header){.opcode = FUSE_READ, .unique = 77};
 	EXPECT_IS(zc_pipe_open(&worker.pipe, 65536), 0);
-	EXPECT(!zc_splice_read(&worker, 0, 131072));
+	EXPECT(!zc_splice_read(&worker, true, 0, 131072));
 	EXPECT_IS(zc_bufvec_add_file(&worker.data, fd, 0, 131072), 0);
 	zc_fault_arm(call, 2, EIO, 0);
 	zc_transport_dev.reply(&worker, 0);
@@ -265,28 +265,29 @@ static void test_no_pipe(void)
 {
 	start("always");
 	zc_fault_arm("fcntl", 1, EPERM, 1);
-	EXPECT(!zc_splice_read(&worker, 0, 4096));
+	EXPECT(!zc_splice_read(&worker, true, 0, 4096));
 	EXPECT(!zc_splice_take(&worker));
 	zc_fault_arm("", 0, 0, 0);
-	EXPECT(!zc_splice_read(&worker, 0, 4096)); /* not tried at each request */
+	EXPECT(!zc_splice_read(&worker, true, 0, 4096)); /* not tried at each request */
 	EXPECT_IS(session.degr_count, 1);
 	EXPECT(!strcmp(session.degr[0].what, "splice"));
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	stop();
 	start("auto"); /* large READs only */
-	EXPECT(!zc_splice_read(&worker, 0, 131072));
+	EXPECT(!zc_splice_read(&worker, true, 0, 131072));
+	EXPECT(!zc_splice_read(&worker, false, 0, 262144));
 	EXPECT_IS(worker.pipe.slots, 0);
-	EXPECT(zc_splice_read(&worker, 0, 262144));
+	EXPECT(zc_splice_read(&worker, true, 0, 262144));
 	EXPECT(!zc_splice_take(&worker));
 	zc_pipe_close(&worker.pipe);
 	zc_fault_arm("fcntl", 1, EPERM, 1);
-	EXPECT(!zc_splice_read(&worker, 0, 262144)); /* and nobody was promised one */
+	EXPECT(!zc_splice_read(&worker, true, 0, 262144)); /* and nobody was promised one */
 	zc_fault_arm("", 0, 0, 0);
 	EXPECT_IS(session.degr_count, 0);
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	stop();
 	start("never");
-	EXPECT(!zc_splice_read(&worker, 0, 262144));
+	EXPECT(!zc_splice_read(&worker, true, 0, 262144));
 	EXPECT_IS(worker.pipe.slots, 0);
 	queue.fd = memfd_create("reply", MFD_CLOEXEC);
 	stop();
