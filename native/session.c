@@ -219,7 +219,8 @@ static void answer_init(struct zc_session *s, const struct fuse_init_in *in,
 {
 	s->kernel_minor = in->minor < FUSE_MINOR ? in->minor : FUSE_MINOR;
 	s->features = offered_features(in) & wanted_features(s);
-	s->max_write = s->pool ? POOL_MAX_WRITE : splices(s) ? ZC_MAX_WRITE / 2 : ZC_MAX_WRITE;
+	uint32_t most = splices(s) ? ZC_MAX_WRITE / 2 : ZC_MAX_WRITE;
+	s->max_write = s->pool ? POOL_MAX_WRITE : most;
 	*out = (struct fuse_init_out){
 		.major = FUSE_MAJOR,
 		.minor = FUSE_MINOR,
