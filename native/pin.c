@@ -72,7 +72,8 @@ struct zc_pins {
 	pthread_mutex_t lock;
 	pthread_cond_t work, done; /* for the thread; a load has ended */
 	struct pin_list all, queue;
-	uint64_t limit, used, files, refused;
+	uint64_t limit, used, refused;
+	_Atomic uint64_t files; /* also looked at without the lock */
 	bool started, sweep;
 	const char *missing; /* why nothing can be pinned here, or NULL */
 };
@@ -741,7 +742,7 @@ void zc_pin_closed(struct zc_session *s, struct zc_inode *inode)
 void zc_pins_removed(struct zc_session *s)
 {
 	struct zc_pins *p = s->pins;
-	if (!p || !__atomic_load_n(&p->files, __ATOMIC_RELAXED))
+	if (!p || !atomic_load(&p->files))
 		return;
 	pthread_mutex_lock(&p->lock);
 	p->sweep = !thread_start_locked(p);
