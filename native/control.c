@@ -553,8 +553,8 @@ static void put_unknown(struct json *j, const char *verb)
 {
 	char text[LINE_MOST + 64];
 
-	snprintf(text, sizeof(text), "unknown verb '%.*s'; there are: status, stats, pin, unpin", LINE_MOST,
-		 verb);
+	snprintf(text, sizeof(text), "unknown verb '%.*s'; there are: status, stats, pin, unpin",
+		 LINE_MOST, verb);
 	json_string(j, "error", text);
 }
 

@@ -1,7 +1,7 @@
-/* The pinned engine: the whole file is in a memfd (pin.c), which the kernel reads in place of the
- * source, by passthrough. For reading only: a shared mapping that may be written to could be neither
- * refused once it is there, nor written back; so an open for writing fails (ETXTBSY, as for a running
- * program) while somebody reads the file here, and else goes to another engine.
+/* The pinned engine: the whole file is in a memfd (pin.c), which the kernel reads in place of
+ * the source, by passthrough. For reading only: a shared mapping that may be written to could be
+ * neither refused once it is there, nor written back; so an open for writing fails (ETXTBSY, as
+ * for a running program) while somebody reads the file here, and else goes to another engine.
  */
 #include "ops.h"
 

@@ -1,26 +1,27 @@
-/* Pins: files that are held in memory as a whole, each in a memfd that the pinned engine gives to
- * the kernel as the file's passthrough backing.
+/* Pins: files that are held in memory as a whole, each in a memfd that the pinned engine gives
+ * to the kernel as the file's passthrough backing.
  *
- * Owns the list of pins, the thread that loads them, and the bound on their memory (--pin-size). A
- * pin is made by hand (`mountctl pin`) or by the first open for reading of a file that a glob names.
- * It holds a lookup of its inode, so that the same file stays the same inode whatever the kernel
- * forgets, but no descriptor of the source: a deleted file gives its space back.
+ * Owns the list of pins, the thread that loads them, and the bound on their memory (--pin-size).
+ * A pin is made by hand (`mountctl pin`) or by the first open for reading of a file that a glob
+ * names. It holds a lookup of its inode, so that the same file stays the same inode whatever the
+ * kernel forgets, but no descriptor of the source: a deleted file gives its space back.
  *
- * What is pinned is compared with the source (size, mtime, ctime) at every open and every granted
- * lock. Where it differs and the file is open, the memfd is written over in place, before the open is
- * answered: one backing file serves all who have it open, and they must see what the new one sees, as
- * they would on the source. That is why the memfd is not sealed; nobody but us has it. Where the
- * file is not open it is loaded again: at once if it is small, else by the thread, and this open takes
- * the engine that the file would have without a pin.
+ * What is pinned is compared with the source (size, mtime, ctime) at every open and every
+ * granted lock. Where it differs and the file is open, the memfd is written over in place,
+ * before the open is answered: one backing file serves all who have it open, and they must see
+ * what the new one sees, as they would on the source. That is why the memfd is not sealed;
+ * nobody but us has it. Where the file is not open it is loaded again: at once if it is small,
+ * else by the thread, and this open takes the engine that the file would have without a pin.
  *
- * Huge pages are not asked for: 4 KiB reads were 4 % faster with them, which is within the noise.
+ * Huge pages are not asked for: 4 KiB reads were 4 % faster with them, which is within the
+ * noise.
  *
- * Before a change through the mount (an open for writing, a truncation) the memfd is given up, and
- * loaded again after the last close.
+ * Before a change through the mount (an open for writing, a truncation) the memfd is given up,
+ * and loaded again after the last close.
  *
- * Threading: everything of a pin is under pins->lock, but for `memfd` of a pin that is `busy`, which
- * its loader owns. inode->pin changes, and a memfd goes, only under the inode lock as well. Order:
- * inode lock, then pins->lock. Nothing touches the disk under either.
+ * Threading: everything of a pin is under pins->lock, but for `memfd` of a pin that is `busy`,
+ * which its loader owns. inode->pin changes, and a memfd goes, only under the inode lock as
+ * well. Order: inode lock, then pins->lock. Nothing touches the disk under either.
  */
 #include <limits.h>
 #include <signal.h>
@@ -197,9 +198,10 @@ static int memfd_new(struct zc_session *s)
 {
 	if (s->open_fds_most && atomic_load(&s->open_fds) >= s->open_fds_most / 2)
 		return -EMFILE;
-	int fd = ZC_SYSI("memfd_create", memfd_create("zcfs-pinned", MFD_CLOEXEC | MFD_NOEXEC_SEAL));
-	if (fd == -EINVAL)
-		fd = ZC_SYSI("memfd_create", memfd_create("zcfs-pinned", MFD_CLOEXEC));
+	static const char name[] = "zcfs-pinned";
+	int fd = ZC_SYSI("memfd_create", memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL));
+	if (fd == -EINVAL) /* before Linux 6.3 */
+		fd = ZC_SYSI("memfd_create", memfd_create(name, MFD_CLOEXEC));
 	if (fd >= 0)
 		atomic_fetch_add(&s->open_fds, 1);
 	return fd;
@@ -262,7 +264,9 @@ static int copy_in(struct zc_pin *pin, int fd, char *buf, uint64_t size)
 		n = read_chunk(fd, buf, at);
 		if (n > 0 && (uint64_t)n > size - at)
 			n = (ssize_t)(size - at);
-		int err = n <= 0 ? (n ? (int)n : -EAGAIN) : write_chunk(pin->memfd, buf, (size_t)n, at);
+		int err = n < 0 ? (int)n : n ? 0 : -EAGAIN;
+		if (!err)
+			err = write_chunk(pin->memfd, buf, (size_t)n, at);
 		if (!err && (size_t)n < CHUNK && at + (uint64_t)n < size)
 			err = -EAGAIN;
 		if (err)
@@ -327,7 +331,7 @@ static void say_why(const struct zc_pins *p, struct zc_pin *pin, int err)
 			 (unsigned long long)pin->size, (unsigned long long)left,
 			 (unsigned long long)p->limit);
 	else if (err == -EAGAIN)
-		snprintf(pin->reason, sizeof(pin->reason), "changed all the time while it was loaded");
+		snprintf(pin->reason, sizeof(pin->reason), "changed while it was loaded");
 	else
 		snprintf(pin->reason, sizeof(pin->reason), "%s", strerror(-err));
 }
@@ -646,8 +650,8 @@ static void wait_loaded(struct zc_session *s, const struct zc_inode *inode)
 	pthread_mutex_unlock(&p->lock);
 }
 
-/* Compares with the source, and loads it if it is to be loaded at once. ZC_PIN_FRESH: what is pinned
- * is the source's. */
+/* Compares with the source, and loads it if it is to be loaded at once. ZC_PIN_FRESH: what is
+ * pinned is the source's. */
 static int compare(struct zc_req *r, struct zc_inode *inode, bool open)
 {
 	struct zc_session *s = r->s;
@@ -775,47 +779,63 @@ static void tell_path(const char *path, const char *state, const char *reason, z
 	visit(arg, &info);
 }
 
-/* The inode at `path`, with a lookup and a reference added. Never follows a symbolic link. */
+/* An inode on the way to a path: a reference to it is ours, and perhaps a lookup. */
+struct place {
+	struct zc_inode *inode;
+	bool lookup;
+};
+
+static void place_done(struct zc_session *s, const struct place *at)
+{
+	if (at->lookup)
+		zc_inode_forget(s->inodes, zc_inode_id(s->inodes, at->inode), 1);
+	zc_inode_put(s->inodes, at->inode);
+}
+
+/* Goes on to `name` in the directory `at`. */
+static int place_next(struct zc_session *s, struct place *at, const char *name)
+{
+	struct statx stx;
+	struct zc_inode *next;
+	if (!*name || !strcmp(name, ".") || !strcmp(name, ".."))
+		return -EINVAL;
+	ZC_FD(dir);
+	int err = at->inode->fmt == S_IFDIR ? zc_inode_fd(s->inodes, at->inode, &dir) : -ENOTDIR;
+	if (!err)
+		err = zc_inode_adopt_at(s->inodes, at->inode, dir.fd, name, &stx, &next);
+	zc_fd_done(&dir); /* before the directory's reference goes */
+	if (err)
+		return err;
+	place_done(s, at);
+	*at = (struct place){next, true};
+	return 0;
+}
+
+/* The regular file at `path`, with a lookup and a reference added. Follows no symbolic link. */
 static int walk(struct zc_session *s, const char *path, struct zc_inode **out)
 {
 	char name[NAME_MAX + 1];
-	struct zc_inode *at = zc_inode_get(s->inodes, FUSE_ROOT_ID), *next = NULL;
-	int err = *path ? 0 : -EISDIR;
-	bool lookup = false; /* one of `at` is ours */
-	while (!err && *path) {
-		struct statx stx;
+	struct place at = {zc_inode_get(s->inodes, FUSE_ROOT_ID), false};
+	int err = 0;
+	do {
 		size_t len = strcspn(path, "/");
-		if (!len || len > NAME_MAX)
-			err = len ? -ENAMETOOLONG : -EINVAL;
-		memcpy(name, path, err ? 0 : len);
-		name[err ? 0 : len] = '\0';
-		if (!err && (!strcmp(name, ".") || !strcmp(name, "..")))
-			err = -EINVAL;
+		err = len > NAME_MAX ? -ENAMETOOLONG : 0;
 		if (!err) {
-			ZC_FD(dir);
-			err = at->fmt == S_IFDIR ? zc_inode_fd(s->inodes, at, &dir) : -ENOTDIR;
-			if (!err)
-				err = zc_inode_adopt_at(s->inodes, at, dir.fd, name, &stx, &next);
+			memcpy(name, path, len);
+			name[len] = '\0';
+			err = place_next(s, &at, name);
 		}
-		if (err)
-			break;
-		if (lookup)
-			zc_inode_forget(s->inodes, zc_inode_id(s->inodes, at), 1);
-		zc_inode_put(s->inodes, at);
-		at = next;
-		lookup = true;
-		path += len;
-		path += *path == '/';
-	}
-	if (!err && at->fmt == S_IFREG) {
-		*out = at;
+		path += len + (path[len] == '/');
+	} while (!err && *path);
+	if (!err && at.inode->fmt == S_IFREG) {
+		*out = at.inode;
 		return 0;
 	}
 	if (!err)
-		err = at->fmt == S_IFDIR ? -EISDIR : at->fmt == S_IFLNK ? -ELOOP : -EINVAL;
-	if (lookup)
-		zc_inode_forget(s->inodes, zc_inode_id(s->inodes, at), 1);
-	zc_inode_put(s->inodes, at);
+		err = at.inode->fmt == S_IFDIR	 ? -EISDIR
+		      : at.inode->fmt == S_IFLNK ? -ELOOP
+						 : -EINVAL;
+	place_done(s, &at);
 	return err;
 }
 
@@ -940,7 +960,8 @@ static bool direct_works(void)
 	memfd.fd = ZC_SYSI("memfd_create", memfd_create("zcfs-probe", MFD_CLOEXEC));
 	if (memfd.fd < 0)
 		return false;
-	again.fd = ZC_SYSI("open", open(zc_link_of(memfd.fd).path, O_RDONLY | O_DIRECT | O_CLOEXEC));
+	again.fd = ZC_SYSI("open", open(zc_link_of(memfd.fd).path,
+					O_RDONLY | O_DIRECT | O_CLOEXEC));
 	return again.fd >= 0;
 }
 
@@ -950,7 +971,8 @@ static const char *missing(const struct zc_session *s)
 		return "needs passthrough, which is not permitted without CAP_SYS_ADMIN";
 	if (!zc_has(s, FUSE_PASSTHROUGH))
 		return "needs passthrough, which this kernel does not have (Linux 6.9 or newer)";
-	return direct_works() ? NULL : "a memfd cannot be opened with O_DIRECT here (Linux 6.6 or newer)";
+	return direct_works() ? NULL
+			      : "a memfd cannot be opened with O_DIRECT here (Linux 6.6 or newer)";
 }
 
 int zc_pins_create(struct zc_session *s, uint64_t limit, struct zc_pins **out)

@@ -1,12 +1,13 @@
 /* Policies: which engine serves a file, by the first glob that its path matches.
  *
- * Owns the list of rules, which is made from the command line and never changes after, and what of it
- * each inode remembers. A file is matched under the name by which the kernel asks for it (LOOKUP,
- * CREATE, LINK, RENAME …), which is the only time that we know a name; the open uses what was found
- * then. So a file with several names has the policy of the one that was last looked up.
+ * Owns the list of rules, which is made from the command line and never changes after, and what
+ * of it each inode remembers. A file is matched under the name by which the kernel asks for it
+ * (LOOKUP, CREATE, LINK, RENAME …), which is the only time that we know a name; the open uses
+ * what was found then. So a file with several names has the policy of the one that was last
+ * looked up.
  *
- * The path of a directory is asked of the kernel (/proc/self/fd), and only where the last component
- * of a glob matches the name. Without rules nothing of this costs anything.
+ * The path of a directory is asked of the kernel (/proc/self/fd), and only where the last
+ * component of a glob matches the name. Without rules nothing of this costs anything.
  *
  * Threading: any worker. What an inode remembers is one word.
  */
@@ -50,7 +51,7 @@ static const char *bracket_end(const char *p)
 static const char *component_wrong(const char *p, size_t len)
 {
 	if (!len)
-		return "an empty component (globs are relative to the mount, without a '/' in front)";
+		return "an empty component (globs are relative to the mount: no '/' in front)";
 	if (p[0] == '.' && (len == 1 || (len == 2 && p[1] == '.')))
 		return "a component '.' or '..'";
 	for (const char *end = p + len; p < end; p++) {
@@ -274,7 +275,8 @@ void zc_policy_renamed(struct zc_session *s, struct zc_inode *dir, int dirfd, co
 /* The engine that a rule names if it works here, else the mount's. */
 static const struct zc_engine *engine_of(const struct zc_session *s, const struct zc_engine *named)
 {
-	if (named == &zc_engine_pinned || (named == &zc_engine_kernel && !zc_has(s, FUSE_PASSTHROUGH)))
+	bool kernel = named == &zc_engine_kernel;
+	if (named == &zc_engine_pinned || (kernel && !zc_has(s, FUSE_PASSTHROUGH)))
 		return s->engine;
 	return named;
 }
