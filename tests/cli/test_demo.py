@@ -31,7 +31,7 @@ def test_passes(tmp_path: Path, mountctl: Run) -> None:
     done = mountctl("demo", "--dir", tmp_path, "--runs", "1", timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
-    assert done.stdout.count("✓") == 12
+    assert done.stdout.count("✓") == 13
     assert left(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from zcfs import control
 from zcfs.cli.common import find_mount, number, print_json, print_table, seconds
 
-HELP = "show the requests a mount has served, and how often data was copied"
+HELP = "show what a mount has served, and what was copied"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
