@@ -45,6 +45,7 @@
 #define SMALL ((uint64_t)128 << 10) /* loaded by the open itself, as its reads would be */
 #define LOAD_TRIES 3
 #define YOUNG_MS 20
+#define RELEASE_MS 250 /* from close(2) to RELEASE, at most */
 #define REFUSED_MOST 64u /* that are kept for the status, if no hand has pinned them */
 #define SWEEP_PAUSE_US 200000
 
@@ -71,7 +72,7 @@ TAILQ_HEAD(pin_list, zc_pin);
 struct zc_pins {
 	struct zc_session *s;
 	pthread_mutex_t lock;
-	pthread_cond_t work, done; /* for the thread; a load has ended */
+	pthread_cond_t work, done; /* for the thread; a load has ended, or a file was closed */
 	struct pin_list all, queue;
 	uint64_t limit, used, refused;
 	_Atomic uint64_t files; /* also looked at without the lock */
@@ -528,10 +529,42 @@ static void queue_locked(struct zc_pins *p, struct zc_pin *pin)
 
 /* Opens ------------------------------------------------------------------------------------ */
 
-static int open_to_change(struct zc_session *s, struct zc_inode *inode)
+/* The kernel tells us of a close after close(2) has returned: who has just read the file may still
+ * count as a reader. Both locks are held, and given up; false: it has taken too long. */
+static bool wait_unread(struct zc_session *s, const struct zc_inode *inode,
+			const struct timespec *end)
 {
+	pthread_mutex_unlock(zc_inode_lock(s->inodes, inode));
+	int err = pthread_cond_timedwait(&s->pins->done, &s->pins->lock, end);
+	pthread_mutex_unlock(&s->pins->lock);
+	return err != ETIMEDOUT;
+}
+
+/* Both locks, once nobody has the file open pinned, or it has taken too long. */
+static void lock_unread(struct zc_req *r, struct zc_inode *inode)
+{
+	struct timespec end;
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_nsec += RELEASE_MS * 1000000L;
+	end.tv_sec += end.tv_nsec / 1000000000L;
+	end.tv_nsec %= 1000000000L;
+	lock_both(r->s, inode);
+	if (open_pinned(inode)) {
+		unlock_both(r->s, inode);
+		zc_may_block(r->w);
+		lock_both(r->s, inode);
+	}
+	for (bool wait = open_pinned(inode); wait; wait = wait && open_pinned(inode)) {
+		wait = wait_unread(r->s, inode, &end);
+		lock_both(r->s, inode);
+	}
+}
+
+static int open_to_change(struct zc_req *r, struct zc_inode *inode)
+{
+	struct zc_session *s = r->s;
 	int held = 0;
-	lock_both(s, inode);
+	lock_unread(r, inode);
 	struct zc_pin *pin = inode->pin;
 	if (open_pinned(inode)) {
 		held = -ETXTBSY;
@@ -703,7 +736,7 @@ int zc_pin_open(struct zc_req *r, struct zc_inode *inode, int flags)
 	if (inode->fmt != S_IFREG || !r->s->pins ||
 	    (!atomic_load_explicit(&inode->pin, memory_order_relaxed) && !zc_policy_pins(inode)))
 		return 0;
-	return zc_is_writer(flags) || flags & O_TRUNC ? open_to_change(r->s, inode)
+	return zc_is_writer(flags) || flags & O_TRUNC ? open_to_change(r, inode)
 						      : open_to_read(r, inode);
 }
 
@@ -734,6 +767,7 @@ void zc_pin_closed(struct zc_session *s, struct zc_inode *inode)
 {
 	lock_both(s, inode);
 	struct zc_pin *pin = inode->pin, *dead = NULL;
+	pthread_cond_broadcast(&s->pins->done);
 	if (pin && !inode->opened) {
 		dead = reap_locked(s->pins, pin);
 		if (!dead && pin->state == WAITING && !pin->blocked)
