@@ -141,6 +141,15 @@ def test_write_through_the_mount(a_file: tuple[Mount, Path, Path]) -> None:
     assert path.read_bytes() == want + b"the end"
 
 
+def test_a_write_right_after_a_read(start: Starter) -> None:
+    """The daemon hears of a close after it has returned: nobody must notice."""
+    mount = start(KERNEL, "--pin", "*")
+    path = mount.path / "f"
+    for turn in range(200):
+        path.write_bytes(content(SMALL, turn))
+        assert path.read_bytes() == content(SMALL, turn)
+
+
 def test_truncate(a_file: tuple[Mount, Path, Path]) -> None:
     mount, path, source = a_file
     for size in (LARGE // 2, 5, 0, 1 << 20):
