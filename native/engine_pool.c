@@ -98,13 +98,16 @@ static int read_rest(struct zc_req *r, struct zc_pool_file *pf, size_t size, off
 {
 	size_t from = to->size, n = from;
 	ssize_t got = 1;
+	while (sem_wait(&r->s->unpinned))
+		;
 	while (n < size && got > 0) { /* short before what cannot be read, too */
 		got = zc_pool_read(pf, (uint64_t)at + n, r->out + n, size - n);
 		n += got > 0 ? (size_t)got : 0;
 	}
+	zc_buffer_touched(r->w, n);
+	sem_post(&r->s->unpinned);
 	if (got < 0)
 		return (int)got;
-	zc_buffer_touched(r->w, n);
 	zc_ledger_add(&to->ledger->copied_user, n - from);
 	return zc_bufvec_add_memory(to, r->out + from, n - from);
 }

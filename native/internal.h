@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <linux/capability.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -572,6 +573,7 @@ struct zc_session {
 	const struct zc_engine *engine; /* the policy in force */
 	struct zc_pool *pool;		/* NULL: no file is served from it */
 	struct zc_pins *pins;		/* NULL: this session has none */
+	sem_t unpinned;			/* pool engine: READs that may fill a buffer at a time */
 	_Atomic size_t buffers;		/* bytes of the workers' buffers that are in memory */
 	struct zc_relay *relay;		/* NULL: no computed tree */
 	struct zc_control *control;

@@ -24,6 +24,8 @@
 #include "session.h"
 #include "sys.h"
 
+#define UNPINNED_MOST 16 /* READs at a time, of 1 MiB at most, that find no frames to pin */
+
 enum { EXIT_CANNOT = 1, EXIT_USAGE = 2 };
 
 static int ready_fd = -1;
@@ -517,6 +519,7 @@ static void make_pool(struct zc_session *s)
 {
 	struct zc_pool_options o = {.size = s->opt.pool_size, .frame_size = s->opt.frame_size,
 				    .io = s->opt.io};
+	sem_init(&s->unpinned, 0, UNPINNED_MOST);
 	int err = zc_pool_create(&o, &s->pool);
 	if (err == -ENOMEM)
 		die(EXIT_CANNOT, "--pool-size: there is no memory for a pool of %zu MiB",

@@ -23,7 +23,7 @@
 
 #define STACK_BYTES (256u << 10)
 #define BUFFER_KEPT (16u << 10)
-#define BUFFERS_MOST (8u << 20)
+#define BUFFERS_MOST (16u << 20)
 
 uint64_t zc_now_ns(void)
 {
