@@ -40,6 +40,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class Screen(argparse.RawDescriptionHelpFormatter):
+    """A line for each verb, the longest too: argparse forgets how far verbs are indented."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length = max(self._action_max_length, 4 + max(map(len, VERBS)))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     parser = Parser(
@@ -47,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Mounts a directory of database files at the speed of its disk.",
         epilog=EPILOG,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Screen,
     )
     parser.add_argument("--version", action="version", version=f"zcfs {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
