@@ -68,12 +68,21 @@ static const struct zc_engine *engine_for(struct zc_session *s, struct zc_inode 
 	return fresh && zc_pin_usable(s, inode) ? &zc_engine_pinned : zc_policy_engine(s, inode);
 }
 
+/* Changed under the inode lock; some only look whether there is one, without it. */
+static void set_opened(struct zc_inode *inode, struct zc_opened *o)
+{
+	__atomic_store_n(&inode->opened, o, __ATOMIC_RELAXED);
+}
+
 static struct zc_opened *opened_of(struct zc_session *s, const struct zc_file *file)
 {
 	struct zc_inode *inode = file->inode;
-	if (!inode->opened && (inode->opened = calloc(1, sizeof(*inode->opened))))
-		inode->opened->engine = engine_for(s, inode, file->fresh);
-	return inode->opened;
+	struct zc_opened *o = inode->opened;
+	if (o || !(o = calloc(1, sizeof(*o))))
+		return o;
+	o->engine = engine_for(s, inode, file->fresh);
+	set_opened(inode, o);
+	return o;
 }
 
 /* Under the inode lock. */
@@ -94,8 +103,8 @@ static int engine_open_locked(struct zc_req *r, struct zc_file *file, int fd,
 	}
 	if (err) {
 		if (o->count == 0) {
+			set_opened(file->inode, NULL);
 			free(o);
-			file->inode->opened = NULL;
 		}
 		return err;
 	}
@@ -212,7 +221,7 @@ void zc_file_close(struct zc_session *s, struct zc_file *file)
 	struct zc_opened *o = inode->opened;
 	o->writers -= zc_is_writer(file->flags);
 	if (--o->count == 0)
-		inode->opened = NULL;
+		set_opened(inode, NULL);
 	else
 		o = NULL;
 	pthread_mutex_unlock(lock);
