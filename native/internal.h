@@ -465,7 +465,7 @@ bool zc_splice_take(struct zc_worker *w);
 
 struct zc_relay;
 /* Starts the control plane (`argv0 -m zcfs.fs …`) and keeps it running. */
-int zc_relay_create(struct zc_session *s, const char *python, struct zc_relay **out);
+int zc_relay_create(struct zc_session *s, const char *python, struct zc_relay *_Atomic *out);
 void zc_relay_destroy(struct zc_relay *relay); /* ends the child; NULL is fine */
 /* Serves a request of the computed tree; waits for the answer. Never returns -ENOSYS. */
 int zc_relay_serve(struct zc_req *r);
@@ -575,7 +575,7 @@ struct zc_session {
 	struct zc_pins *pins;		/* NULL: this session has none */
 	sem_t unpinned;			/* pool engine: READs that may fill a buffer at a time */
 	_Atomic size_t buffers;		/* bytes of the workers' buffers that are in memory */
-	struct zc_relay *relay;		/* NULL: no computed tree */
+	struct zc_relay *_Atomic relay; /* NULL: no computed tree */
 	struct zc_control *control;
 	struct zc_leases *leases; /* NULL: no pool */
 	uint64_t started_ns, started_s; /* monotonic; wall clock */

@@ -1049,7 +1049,7 @@ static int threads_start(struct zc_relay *relay)
 }
 
 /* *out is set before the threads start: they may look at it in the session. */
-int zc_relay_create(struct zc_session *s, const char *python, struct zc_relay **out)
+int zc_relay_create(struct zc_session *s, const char *python, struct zc_relay *_Atomic *out)
 {
 	struct zc_relay *relay = relay_new(s, python), *before = *out;
 	int err = !relay || !relay->python ? -ENOMEM : relay->wake < 0 ? relay->wake : 0;

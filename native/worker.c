@@ -56,6 +56,17 @@ void zc_buffer_done(struct zc_worker *w)
 	w->touched = 0;
 }
 
+/* For the thread sanitizer: the kernel sends a request that depends on another when that is answered,
+ * which cannot be seen from here. */
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define ANSWERED(s) __tsan_release(s)
+#define TAKEN(s) __tsan_acquire(s)
+#else
+#define ANSWERED(s) ((void)(s))
+#define TAKEN(s) ((void)(s))
+#endif
+
 /* Leaves the line while enough others stand in it; false when the session has ended. */
 static bool park(struct zc_queue *q)
 {
@@ -92,10 +103,12 @@ static void serve(struct zc_worker *w)
 		}
 		if (err)
 			continue;
+		TAKEN(q->s);
 		atomic_store(&w->interrupted, false);
 		atomic_store(&w->unique, w->req.hdr.unique);
 		int error = zc_req_serve(&w->req);
 		atomic_store(&w->unique, 0);
+		ANSWERED(q->s);
 		q->transport->reply(w, error);
 		if (keep && atomic_load(&q->idle) >= keep && !park(q))
 			break;
