@@ -54,6 +54,7 @@ int zc_buffered_read(struct zc_req *r, struct zc_file *file, size_t size, off_t 
 			return (int)n;
 		got += (size_t)n;
 	}
+	zc_buffer_touched(r->w, got);
 	zc_ledger_add(&to->ledger->copied_kernel, got);
 	return zc_bufvec_add_memory(to, r->out, got);
 }

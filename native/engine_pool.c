@@ -45,6 +45,7 @@ static int pool_file_of(struct zc_req *r, struct zc_file *file, struct zc_pool_f
 	*out = atomic_load(&file->pool);
 	if (*out)
 		return 0;
+	zc_may_block(r->w); /* the source is opened again */
 	int fd = zc_file_fd(r->s, file);
 	int err = fd < 0 ? fd : zc_pool_open(r->s->pool, fd, 0, &made);
 	if (err)
@@ -85,6 +86,7 @@ static void access_once(struct zc_req *r, struct zc_file *file)
 	    atomic_exchange(accessed, true))
 		return;
 	zc_may_block(r->w);
+	zc_may_block(r->w); /* a time is written */
 	int fd = zc_file_fd(r->s, file);
 	void *map = fd < 0 ? MAP_FAILED : mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
 	if (map != MAP_FAILED)

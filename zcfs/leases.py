@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from sys import getrefcount
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from zcfs._native import leases as native
 from zcfs._native.leases import ffi, lib
@@ -32,11 +32,6 @@ from zcfs.pool import arrays
 from zcfs.pool.errors import BorrowError, PoolUsageError, page_error
 
 if TYPE_CHECKING:
-    import struct
-
-    import numpy as np
-    from numpy.typing import DTypeLike
-
     from zcfs._native._lib import Client, ClientFile, Data
 
 __all__ = ["LeaseClient", "LeasedFile", "LeasedPage", "LeasedPages", "attach"]
@@ -242,7 +237,7 @@ class LeasedFile:
         return page_error(error, self.path, number)
 
 
-class LeasedPage:
+class LeasedPage(arrays.Arrays):
     """A page that is leased, until its block ends or `release` is called.
 
         with file.page(7) as page:
@@ -304,31 +299,6 @@ class LeasedPage:
             raise BorrowError(f"{where}: the lease has ended", self.file.path, self.number)
         return owner
 
-    def array(
-        self,
-        dtype: DTypeLike,
-        offset: int = 0,
-        count: int | None = None,
-        stride: int | None = None,
-    ) -> np.ndarray[Any, Any]:
-        """A numpy array over `data`, without a copy.
-
-        It begins `offset` bytes into `data` and has `count` items (None: all that fit), `stride`
-        bytes apart (None: one behind another). PoolUsageError (a ValueError) if they do not fit;
-        ImportError without numpy.
-        """
-        return arrays.view(self.data, dtype, offset, count, stride)
-
-    def records(
-        self,
-        layout: DTypeLike | struct.Struct,
-        offset: int = 0,
-        count: int | None = None,
-        stride: int | None = None,
-    ) -> np.ndarray[Any, Any]:
-        """As `array`, of records: `layout` is a structured dtype or a struct.Struct."""
-        return arrays.view(self.data, layout, offset, count, stride)
-
     def _is_looked_at(self) -> bool:
         """Whether something beside this object looks at the page. Lets go of its own view."""
         self._data = None
@@ -345,11 +315,11 @@ class LeasedPage:
 class LeasedPages:
     """Pages of a file by number.
 
-        with file.pages([7, 9, 12]) as pages:       # all of them leased, until the block ends
-            pages[2].data
+    with file.pages([7, 9, 12]) as pages:       # all of them leased, until the block ends
+        pages[2].data
 
-        for page in file.pages(range(len(file))):   # each until the loop goes on
-            page.data
+    for page in file.pages(range(len(file))):   # each until the loop goes on
+        page.data
     """
 
     def __init__(self, file: LeasedFile, numbers: Iterable[int]) -> None:

@@ -10,8 +10,49 @@ from zcfs.pool.errors import PoolUsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import DTypeLike
 
 _numpy: ModuleType | None = None
+
+
+class Arrays:
+    """What has the bytes of a page as `data` has arrays over them too."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def data(self) -> memoryview: ...
+
+    def array(
+        self,
+        dtype: DTypeLike,
+        offset: int = 0,
+        count: int | None = None,
+        stride: int | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """A numpy array over `data`, without a copy.
+
+        It begins `offset` bytes into `data` and has `count` items (None: all that fit), `stride`
+        bytes apart (None: one behind another). PoolUsageError (a ValueError) if they do not fit;
+        ImportError without numpy.
+        """
+        return view(self.data, dtype, offset, count, stride)
+
+    def records(
+        self,
+        layout: DTypeLike | struct.Struct,
+        offset: int = 0,
+        count: int | None = None,
+        stride: int | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """As `array`, of records.
+
+        `layout`: a structured dtype, whatever numpy makes one of (a list of fields, a
+        ctypes.Structure), or a struct.Struct, whose fields are then f0, f1, …
+        """
+        return view(self.data, layout, offset, count, stride)
 
 
 def numpy() -> Any:

@@ -9,20 +9,13 @@ something still looks then, the pool counts the page as leaked, until it goes.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 from zcfs._native import pool as native
 from zcfs.pool import arrays
 from zcfs.pool.errors import BorrowError, page_error
 
-if TYPE_CHECKING:
-    import struct
 
-    import numpy as np
-    from numpy.typing import DTypeLike
-
-
-class _Borrow(native.Borrow):
+class _Borrow(native.Borrow, arrays.Arrays):
     """What the three have in common. Any thread may use it.
 
     Made by a PoolFile alone; they cannot be copied, pickled or subclassed, for each is one borrow.
@@ -43,35 +36,6 @@ class _Borrow(native.Borrow):
     def __repr__(self) -> str:
         state = ", ended" if self._ended else ""
         return f"<{type(self).__name__}: {self._where()}{state}>"
-
-    def array(
-        self,
-        dtype: DTypeLike,
-        offset: int = 0,
-        count: int | None = None,
-        stride: int | None = None,
-    ) -> np.ndarray[Any, Any]:
-        """A numpy array over `data`, without a copy.
-
-        It begins `offset` bytes into `data` and has `count` items (None: all that fit), `stride`
-        bytes apart (None: one behind another). PoolUsageError (a ValueError) if they do not fit;
-        ImportError without numpy.
-        """
-        return arrays.view(self.data, dtype, offset, count, stride)
-
-    def records(
-        self,
-        layout: DTypeLike | struct.Struct,
-        offset: int = 0,
-        count: int | None = None,
-        stride: int | None = None,
-    ) -> np.ndarray[Any, Any]:
-        """As `array`, of records.
-
-        `layout`: a structured dtype, whatever numpy makes one of (a list of fields, a
-        ctypes.Structure), or a struct.Struct, whose fields are then f0, f1, …
-        """
-        return arrays.view(self.data, layout, offset, count, stride)
 
 
 class PageRef(_Borrow):
